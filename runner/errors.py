@@ -1,0 +1,77 @@
+"""Every error a user can meet, with the exit code it ends in.
+
+::
+
+    AutoresearchError
+     ├── UsageError        2   flags, autoresearch.yaml, presets
+     ├── EngineError       3   no engine, too old, permission, image missing or not buildable
+     ├── GpuError          4   asked for and absent, or leased
+     ├── AgentError        5   proposer or model
+     ├── DataError         6   prepared data missing, damaged or not downloadable
+     ├── StateError        7   repository or state folder: held, full, moved, checked out
+     ├── BaselineError     8   the baseline gave no score
+     └── Interrupted     130   Ctrl-C (130) or SIGTERM (143)
+
+A trial that fails is a value (`runner.trial.Result`), never one of these.  A message says what is
+wrong, where, and what to do next.  Anything else that escapes is a defect of ours (exit code 70).
+"""
+
+from __future__ import annotations
+
+EXIT_DEFECT = 70
+
+
+class AutoresearchError(Exception):
+    """Root of the tree; `exit_code` is what the process ends with."""
+
+    exit_code = EXIT_DEFECT
+
+
+class UsageError(AutoresearchError):
+    """A flag, a configuration key or a preset is wrong."""
+
+    exit_code = 2
+
+
+class EngineError(AutoresearchError):
+    """The container engine or an image it needs is not usable."""
+
+    exit_code = 3
+
+
+class GpuError(AutoresearchError):
+    """The GPU asked for is absent or taken."""
+
+    exit_code = 4
+
+
+class AgentError(AutoresearchError):
+    """The agent cannot propose (any more)."""
+
+    exit_code = 5
+
+
+class DataError(AutoresearchError):
+    """Prepared data are missing, damaged or could not be fetched."""
+
+    exit_code = 6
+
+
+class StateError(AutoresearchError):
+    """The repository or the state folder is held, full, foreign or was changed by hand."""
+
+    exit_code = 7
+
+
+class BaselineError(AutoresearchError):
+    """The unmodified baseline gave no score, so nothing can be compared with it."""
+
+    exit_code = 8
+
+
+class Interrupted(AutoresearchError):
+    """A signal asked the run to end; what was measured is kept."""
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -1,0 +1,56 @@
+"""The seams: the only things `loop` knows about the outside.  A test hands in whole fakes of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from runner.trial import Progress, Proposal, Record, Result, TrialSpec
+
+
+class Sandbox(Protocol):
+    """Runs one container and leaves nothing behind."""
+
+    def run(
+        self,
+        spec: TrialSpec,
+        destination: Path,
+        *,
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> Result:
+        """Run `spec` in a fresh container; put its outputs and log into the folder `destination`.
+
+        `created` is called with the container's id after it exists and before it starts, so that the
+        caller can write it down first.  `progress` is called about once a second.
+
+        A bad ending is a `Result`.  Raises `EngineError` if the engine or the image failed, `GpuError`
+        if the GPU is not there, `StateError` if the host's disk is full; in each case, and on
+        KeyboardInterrupt, the container is gone when the exception leaves.
+        """
+        ...
+
+    def reap(self, labels: dict[str, str]) -> int:
+        """Remove every container and per-trial volume that carries all `labels`; say how many."""
+        ...
+
+
+class Agent(Protocol):
+    """Proposes changes to the editable file."""
+
+    name: str
+    reads_brief: bool
+    """False if program.md plays no part in what it proposes (views say so)."""
+
+    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | None:
+        """The next idea, given the champion's source and all records of the run so far (oldest first).
+
+        None: it has nothing more to propose.  Raises `AgentError` if it cannot work at all.
+        """
+        ...
+
+    def observe(self, record: Record) -> None:
+        """Called with each judged record of a proposal of its own, also when a run is continued
+        (idempotent: the same record may come again)."""
+        ...

@@ -1,0 +1,227 @@
+"""The values that pass between the parts.  Frozen, serialisable, free of any outside system's types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+
+class Ending(StrEnum):
+    """What happened in a container (or, for a trial, in the first of its containers that did not finish)."""
+
+    FINISHED = "finished"
+    CRASHED = "crashed"
+    TIMED_OUT = "timed_out"
+    OUT_OF_MEMORY = "out_of_memory"
+    INVALID_OUTPUT = "invalid_output"
+    INTERRUPTED = "interrupted"
+    """We ended it (Ctrl-C, SIGTERM); the candidate is not judged and will be run again."""
+
+
+class Verdict(StrEnum):
+    """What is done with the candidate."""
+
+    BASELINE = "baseline"
+    """The unmodified file of the run; it sets the mark and is never compared."""
+    KEEP = "keep"
+    DISCARD = "discard"
+    CRASH = "crash"
+    """No score: the ending says why."""
+    INVALID = "invalid"
+    """The proposal was refused before a container was spent on it."""
+
+
+class Kind(StrEnum):
+    """What an idea changes; used to see which kinds have not been tried."""
+
+    HYPERPARAMETER = "hyperparameter"
+    ARCHITECTURE = "architecture"
+    OPTIMIZER = "optimizer"
+    SCHEDULE = "schedule"
+    INIT = "init"
+    SYSTEMS = "systems"
+    SIMPLIFICATION = "simplification"
+    OTHER = "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """An agent's idea; not yet trusted in any way."""
+
+    agent: str
+    idea: str
+    """One line; becomes the commit's subject."""
+    why: str = ""
+    risk: str = ""
+    kind: Kind = Kind.OTHER
+    source: str
+    """The whole text of the proposed editable file."""
+    token: str = ""
+    """The agent's own handle (the tuner's trial number, the replayed line), handed back with the record."""
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The hard limits of one container; all are enforced by the engine or the kernel."""
+
+    memory_bytes: int
+    """Memory and swap together; tmpfs pages count."""
+    cpus: float
+    pids: int = 512
+    output_bytes: int
+    """Size of the tmpfs volume that holds everything the container gives back."""
+    output_inodes: int = 1024
+    scratch_bytes: int
+    """Size of the executable scratch tmpfs (compiler caches)."""
+    shm_bytes: int = 64 << 20
+    log_bytes: int = 8 << 20
+    startup_seconds: float
+    """Cap on the time from start to the gate, where there is nothing to learn from."""
+    seconds: float
+    """Cap on the time from the gate to the exit of the container."""
+    kill_seconds: float = 10.0
+    """How long killing and removing may take before the engine is called broken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputFile:
+    """One regular file that the container may read."""
+
+    name: str
+    """Plain file name inside the input folder."""
+    path: Path
+    """Where it lies on the host."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeMount:
+    """A prepared, labelled volume, read-only in the trial."""
+
+    volume: str
+    target: str
+    gated: bool = False
+    """True if its `gated` folder is opened only at the gate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFile:
+    """One regular file that the container may give back."""
+
+    name: str
+    max_bytes: int
+    required: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One container, fully resolved.  Nothing in it names a host path that is mounted: inputs are copied in."""
+
+    phase: str
+    """`train`, `claim` (later `audit`), or a trusted helper such as `prepare`."""
+    image: str
+    """Engine id (`sha256:...`), never a tag."""
+    command: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    files: tuple[InputFile, ...] = ()
+    """Readable in `/in` from the start."""
+    gated_files: tuple[InputFile, ...] = ()
+    """Readable in `/in/gated` once the gate is open."""
+    volumes: tuple[VolumeMount, ...] = ()
+    outputs: tuple[OutputFile, ...] = ()
+    """What is read back from `/out`, in this order."""
+    limits: Limits
+    gpu: str | None = None
+    """UUID of the one GPU, or None for CPU."""
+    labels: tuple[tuple[str, str], ...] = ()
+    network: bool = False
+    """Only the trusted prepare container has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """What a running container says about itself (its own word, for the live line only)."""
+
+    phase: str
+    step: int | None = None
+    loss: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What one container gave."""
+
+    ending: Ending
+    reason: str
+    """From engine facts only, never from text the trial wrote."""
+    exit_code: int | None = None
+    startup_seconds: float = 0.0
+    """Start to gate."""
+    seconds: float = 0.0
+    """Gate to exit."""
+    total_seconds: float = 0.0
+    """Everything, holder and copies included."""
+    outputs: tuple[tuple[str, Path], ...] = ()
+    log_path: Path | None = None
+    peak_memory_bytes: int | None = None
+
+    def output(self, name: str) -> Path | None:
+        """The host path of the output called `name`, or None if it was not given back."""
+        return dict(self.outputs).get(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    """Wall seconds of a trial's phases on the host's monotonic clock; None where a phase did not run."""
+
+    startup: float | None = None
+    train: float | None = None
+    claim: float | None = None
+    audit: float | None = None
+    total: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One line of the ledger: everything known about a trial.  Unknown is None, never 0."""
+
+    trial: int
+    tag: str
+    commit: str
+    parent: str | None
+    agent: str
+    idea: str
+    why: str = ""
+    risk: str = ""
+    kind: str = Kind.OTHER
+    token: str = ""
+    ending: Ending | None = None
+    """None when the proposal was refused before a container was spent on it."""
+    verdict: Verdict
+    reason: str = ""
+    val_bpb: float | None = None
+    score_level: str | None = None
+    gain: float | None = None
+    """Champion's mean score minus this one; positive is better."""
+    sigma: float | None = None
+    """Standard deviation of one measurement, as estimated when this trial was judged."""
+    threshold: float | None = None
+    """The gain that was needed."""
+    seed: int | None = None
+    image: str | None = None
+    gpu: str | None = None
+    memory_gb: float | None = None
+    steps: int | None = None
+    tokens: int | None = None
+    params: int | None = None
+    cost_usd: float | None = None
+    seconds: Seconds = field(default_factory=Seconds)
+    summary: tuple[tuple[str, str], ...] = ()
+    """What train.py printed about itself; its own word."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """(step, training loss), thinned; its own word."""
+    proposed_at: str = ""
+    """UTC time of the proposal, ISO 8601; also the candidate commit's date."""
+    log_path: str | None = None
