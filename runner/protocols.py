@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from runner.trial import Progress, Proposal, Record, Result, TrialSpec
+from runner.trial import Progress, Proposal, Record, Refusal, Result, TrialSpec
 
 
 class Sandbox(Protocol):
@@ -43,14 +43,30 @@ class Agent(Protocol):
     reads_brief: bool
     """False if program.md plays no part in what it proposes (views say so)."""
 
-    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | None:
+    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
         """The next idea, given the champion's source and all records of the run so far (oldest first).
 
-        None: it has nothing more to propose.  Raises `AgentError` if it cannot work at all.
+        A `Refusal` is recorded as `invalid` and the search goes on.  None: it has nothing more to propose.  Raises `AgentError` if it cannot work at all.
         """
         ...
 
     def observe(self, record: Record) -> None:
         """Called with each judged record of a proposal of its own, also when a run is continued
         (idempotent: the same record may come again)."""
+        ...
+
+
+class View(Protocol):
+    """Shows a run while it happens; plays no part in what happens."""
+
+    def started(self, trial: int, idea: str) -> None:
+        """A trial begins."""
+        ...
+
+    def progress(self, trial: int, progress: Progress) -> None:
+        """About once a second while a container of the trial runs."""
+        ...
+
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
+        """A trial was judged and recorded; `records` are all of the run's, this one included."""
         ...

@@ -15,8 +15,6 @@ class Ending(StrEnum):
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
     INVALID_OUTPUT = "invalid_output"
-    INTERRUPTED = "interrupted"
-    """We ended it (Ctrl-C, SIGTERM); the candidate is not judged and will be run again."""
 
 
 class Verdict(StrEnum):
@@ -60,6 +58,16 @@ class Proposal:
     token: str = ""
     """The agent's own handle (the tuner's trial number, the replayed line), handed back with the record."""
     cost_usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A proposal that never became one: recorded as `invalid`, no container is spent on it."""
+
+    agent: str
+    idea: str
+    reason: str
+    token: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +197,8 @@ class Record:
 
     trial: int
     tag: str
-    commit: str
+    commit: str | None
+    """None for a refused proposal."""
     parent: str | None
     agent: str
     idea: str

@@ -1,0 +1,11 @@
+"""The command line: flags to configuration to parts to loop, and errors to exit codes.
+
+The one place that builds concrete classes.  What is slow to import is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+from runner.cli.app import app
+from runner.cli import looking, running, setting_up  # registers the commands
+
+__all__ = ["app", "looking", "running", "setting_up"]

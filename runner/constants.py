@@ -1,0 +1,321 @@
+"""Read and rewrite the upper-case constants of a Python file through its syntax tree.
+
+Why not regular expressions: a constant that is set twice, changed by a function or computed from
+another one must be refused by name, never rewritten in the place that has no effect.  The file is
+parsed, never imported: it may have been written by an agent.
+
+The standard library's `ast` decides what is a constant, LibCST rewrites it and keeps every comment.
+LibCST's parser overflows the stack on very deep expressions, so depth is checked first.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TypeVar
+
+import libcst as cst
+
+from runner.errors import UsageError
+
+Scalar = int | float | str | bool
+Value = Scalar | tuple[Scalar, ...]
+
+NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_POWER_OF_TWO = re.compile(r"2(\s*)\*\*(\s*)\d+")
+_MAX_DEPTH = 200
+_MAX_BITS = 256
+"""`2**19` is a literal to us, `10**10**10` is a way to fill the host's memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """One `NAME = literal` at the top level of a file."""
+
+    name: str
+    value: Value
+    line: int
+    spelling: str
+    """The literal as it is written, e.g. `2**19`."""
+
+
+def find_constants(source: str) -> dict[str, Constant]:
+    """All constants of `source` that `set_constants` can set, in the file's order.
+
+    Raises `UsageError` if the file does not parse.
+    """
+    found, _ = _read(source)
+    return found
+
+
+def set_constants(source: str, values: Mapping[str, Value]) -> str:
+    """`source` with the constants in `values` set; comments, layout and spelling stay.
+
+    Raises `UsageError` naming the first constant that is absent, assigned more than once, not a
+    literal, or of another type than the value.
+    """
+    found, refused = _read(source)
+    spellings: dict[str, str] = {}
+    for name, value in values.items():
+        if name not in found:
+            raise UsageError(f"{name}: {refused.get(name) or _absent(name, found)}")
+        spelling = _respell(found[name], value)
+        if spelling != found[name].spelling:
+            spellings[name] = spelling
+    if not spellings:
+        return source
+    # LibCST drops a byte order mark; everything else comes back byte for byte.
+    mark = source[: source.startswith("\ufeff")]
+    return mark + cst.parse_module(source).visit(_Setter(spellings)).code
+
+
+# Finding ----------------------------------------------------------------------------------------
+
+
+def _read(source: str) -> tuple[dict[str, Constant], dict[str, str]]:
+    """The constants that can be set, and for every other upper-case name why it cannot."""
+    text = source.removeprefix("\ufeff")
+    tree = _parse(text)
+    bound: dict[str, list[int]] = {}
+    for name, line in _bindings(tree):
+        if NAME.fullmatch(name):
+            bound.setdefault(name, []).append(line)
+    plain = dict(_plain_assignments(tree))
+    found: dict[str, Constant] = {}
+    refused: dict[str, str] = {}
+    for name, lines in bound.items():
+        value = _literal(plain[name]) if name in plain else None
+        if len(lines) > 1:
+            places = " and ".join(str(line) for line in sorted(lines))
+            refused[name] = f"assigned more than once (lines {places})"
+        elif value is None:
+            refused[name] = f"line {lines[0]} does not assign a literal to this name alone"
+        else:
+            spelling = ast.get_source_segment(text, plain[name]) or ""
+            found[name] = Constant(name=name, value=value, line=lines[0], spelling=spelling)
+    return found, refused
+
+
+def _parse(text: str) -> ast.Module:
+    try:
+        tree = ast.parse(text)
+    except SyntaxError as error:
+        raise UsageError(f"line {error.lineno or 1} is not valid Python: {error.msg}") from None
+    except (RecursionError, MemoryError, ValueError) as error:
+        raise UsageError(f"the file cannot be parsed ({type(error).__name__})") from None
+    level: list[ast.AST] = [tree]
+    for _ in range(_MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+        if not level:
+            return tree
+    raise UsageError(f"the file is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _plain_assignments(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    for statement in tree.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                yield name, value
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value):
+                yield name, value
+
+
+_FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+_COMPREHENSION = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def _bindings(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """(name, line) of everything that binds or deletes a name of the module, wherever it stands."""
+    line = getattr(node, "lineno", 0)
+    match node:
+        case ast.Name(id=name, ctx=ast.Store() | ast.Del()):
+            yield name, line
+        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name, line
+        case ast.alias(name=name, asname=asname):
+            yield asname or name.partition(".")[0], line
+        case (
+            ast.ExceptHandler(name=str(name))
+            | ast.MatchAs(name=str(name))
+            | ast.MatchStar(name=str(name))
+            | ast.MatchMapping(rest=str(name))
+        ):
+            yield name, line
+    if isinstance(node, _FUNCTION):
+        yield from _global_statements(node)
+    elif isinstance(node, _COMPREHENSION):
+        yield from _walruses(node)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _bindings(child)
+
+
+def _global_statements(function: ast.AST) -> Iterator[tuple[str, int]]:
+    for inner in ast.walk(function):
+        if isinstance(inner, ast.Global):
+            yield from ((name, inner.lineno) for name in inner.names)
+
+
+def _walruses(comprehension: ast.AST) -> Iterator[tuple[str, int]]:
+    for inner in ast.walk(comprehension):
+        if isinstance(inner, ast.NamedExpr):
+            yield inner.target.id, inner.lineno
+
+
+# Literals ---------------------------------------------------------------------------------------
+
+
+def _literal(node: ast.expr) -> Value | None:
+    """The value of a literal, or None if the expression is anything else."""
+    if not isinstance(node, ast.Tuple):
+        return _scalar(node)
+    items = [_scalar(item) for item in node.elts]
+    whole = tuple(item for item in items if item is not None)
+    return whole if len(whole) == len(items) else None
+
+
+def _scalar(node: ast.expr) -> Scalar | None:
+    if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
+        return node.value
+    return _number(node)
+
+
+def _number(node: ast.expr) -> int | float | None:
+    match node:
+        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+            return value if math.isfinite(value) else None
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            value = _number(operand)
+            return None if value is None else -value
+        case ast.BinOp(left=left, op=ast.Mult() | ast.Pow() as operator, right=right):
+            return _combine(_number(left), operator, _number(right))
+    return None
+
+
+def _combine(
+    left: float | None, operator: ast.operator, right: float | None
+) -> int | float | None:
+    if left is None or right is None:
+        return None
+    if isinstance(operator, ast.Pow):
+        return _power(left, right)
+    value = left * right
+    small = isinstance(value, float) or value.bit_length() <= _MAX_BITS
+    return value if small and math.isfinite(value) else None
+
+
+def _power(base: float, exponent: float) -> int | float | None:
+    if not (isinstance(exponent, int) and abs(exponent) <= _MAX_BITS):
+        return None
+    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MAX_BITS:
+        return None
+    try:
+        value: int | float = base**exponent
+    except (OverflowError, ZeroDivisionError):
+        return None
+    return value
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+_Node = TypeVar("_Node", cst.Assign, cst.AnnAssign)
+
+
+class _Setter(cst.CSTTransformer):
+    """Replaces the values of top-level assignments; functions and classes are not entered."""
+
+    def __init__(self, spellings: Mapping[str, str]) -> None:
+        super().__init__()
+        self._values = {name: cst.parse_expression(text) for name, text in spellings.items()}
+
+    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: ARG002, N802
+        return False
+
+    def visit_ClassDef(self, node: cst.ClassDef) -> bool:  # noqa: ARG002, N802
+        return False
+
+    def leave_Assign(self, original_node: cst.Assign, updated_node: cst.Assign) -> cst.Assign:  # noqa: ARG002, N802
+        if len(updated_node.targets) != 1:
+            return updated_node
+        return self._with_value(updated_node, updated_node.targets[0].target)
+
+    def leave_AnnAssign(  # noqa: N802
+        self,
+        original_node: cst.AnnAssign,  # noqa: ARG002
+        updated_node: cst.AnnAssign,
+    ) -> cst.AnnAssign:
+        return self._with_value(updated_node, updated_node.target)
+
+    def _with_value(self, node: _Node, target: cst.BaseExpression) -> _Node:
+        name = target.value if isinstance(target, cst.Name) else ""
+        value = self._values.get(name)
+        return node if value is None else node.with_changes(value=value)
+
+
+def _respell(constant: Constant, value: Value) -> str:
+    old = constant.value
+    if isinstance(old, tuple) != isinstance(value, tuple):
+        raise UsageError(_wrong_type(constant, value))
+    if not isinstance(value, tuple) or not isinstance(old, tuple):
+        return _respell_scalar(constant, constant.spelling, old, value)  # type: ignore[arg-type]
+    if value == old:
+        return constant.spelling
+    # Elements beyond the old length follow the last one that was there.
+    models = [*old, *[old[-1] if old else item for item in value[len(old) :]]]
+    items = [
+        _respell_scalar(constant, spell_value(model), model, item)
+        for model, item in zip(models, value, strict=False)
+    ]
+    return f"({', '.join(items)}{',' if len(items) == 1 else ''})"
+
+
+def _respell_scalar(constant: Constant, spelling: str, old: Scalar, value: Scalar) -> str:
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, int) and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(old) is not type(value) or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(_wrong_type(constant, value))
+    if value == old:
+        return spelling
+    if isinstance(value, str) and spelling.startswith('"') and _quotable(value):
+        return f'"{value}"'
+    power = _POWER_OF_TWO.fullmatch(spelling)
+    if power and isinstance(value, int) and value > 0 and value & (value - 1) == 0:
+        return f"2{power[1]}**{power[2]}{value.bit_length() - 1}"
+    if isinstance(value, int) and "_" in spelling and not isinstance(value, bool):
+        return f"{value:_}"
+    return spell_value(value)
+
+
+def spell_value(value: Value) -> str:
+    """`value` as a Python literal; floats short (`0.02`, `1e-5`), rounded to 12 digits."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(spell_value, value))}{',' if len(value) == 1 else ''})"
+    if not isinstance(value, float):
+        return repr(value)
+    return re.sub(r"e([+-]?)0*(\d)", _exponent, repr(float(f"{value:.12g}")))
+
+
+def _exponent(match: re.Match[str]) -> str:
+    return f"e{match[1].replace('+', '')}{match[2]}"
+
+
+def _quotable(text: str) -> bool:
+    return text.isprintable() and '"' not in text and "\\" not in text
+
+
+def _wrong_type(constant: Constant, value: Value) -> str:
+    kind = type(constant.value).__name__
+    return f"{constant.name}: line {constant.line} holds {constant.spelling} ({kind}), not {value!r}"
+
+
+def _absent(name: str, found: Mapping[str, Constant]) -> str:
+    near = get_close_matches(name, found, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    return f"no constant of this name at the top level of the file{hint}"

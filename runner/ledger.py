@@ -1,0 +1,191 @@
+"""The append-only journal of a run.  Everything else on disk is a view of it.
+
+Each line announces something before it is done and is on the disk before it is done, so whatever dies at any
+moment, the next start knows what was under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runner.errors import StateError
+from runner.trial import Ending, Record, Seconds, Verdict
+
+FORMAT = 1
+JOURNAL = "journal.jsonl"
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenTrial:
+    """A trial that was proposed and not judged yet."""
+
+    trial: int
+    proposed: Event
+    commit: str | None = None
+
+
+@dataclass(kw_only=True)
+class State:
+    """What the journal says, folded."""
+
+    header: Event | None = None
+    records: list[Record] = field(default_factory=list)
+    open: OpenTrial | None = None
+    unfinished: int | None = None
+    """Index into `records` of a judged trial whose effects (branch, note) may not all have happened."""
+
+    def next_trial(self) -> int:
+        """The number of the next new trial."""
+        last = self.records[-1].trial if self.records else -1
+        return max(last, self.open.trial if self.open else -1) + 1
+
+    def apply(self, event: Event) -> None:
+        """Take in one event."""
+        match event["event"]:
+            case "run":
+                self.header = event
+            case "proposed":
+                self.open = OpenTrial(trial=event["trial"], proposed=event)
+            case "candidate" if self.open:
+                self.open = dataclasses.replace(self.open, commit=event["commit"])
+            case "judged":
+                self.records.append(record_from_json(event["record"]))
+                self.open, self.unfinished = None, len(self.records) - 1
+            case "done":
+                self.unfinished = None
+
+
+class Ledger:
+    """A run's journal, open for writing by this process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there; a line torn by a crash at the very end is cut off.  Raises `StateError`."""
+        self.folder = folder
+        self._path = folder / JOURNAL
+        self.state = State()
+        whole, size = _read(self._path, self.state)
+        with _disk_errors(self._path):
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            if size != whole:
+                os.ftruncate(self._fd, whole)
+                os.fsync(self._fd)
+
+    def write(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - JSON values
+        """Append one event; it is on the disk when this returns."""
+        entry = {"event": event, **fields}
+        line = (json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n").encode()
+        with _disk_errors(self._path):
+            before = os.fstat(self._fd).st_size
+            try:
+                written = os.write(self._fd, line)
+                if written != len(line):
+                    raise OSError(28, "no space left", str(self._path))
+                os.fsync(self._fd)
+            except OSError:
+                os.ftruncate(self._fd, before)
+                raise
+        self.state.apply(entry)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def read(folder: Path) -> State:
+    """The state of a run, for looking only.  Raises `StateError` if the journal is damaged."""
+    state = State()
+    _read(folder / JOURNAL, state)
+    return state
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[Ledger]:
+    """The run's ledger for the only process that may write it.  Raises `StateError` if another has it."""
+    make_private(folder)
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            message = f"run {folder.name!r} is held by another runner (process {owner}): wait, `autoresearch stop`, or use another --tag"
+            raise StateError(message) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        ledger = Ledger(folder)
+        try:
+            yield ledger
+        finally:
+            ledger.close()
+    finally:
+        os.close(lock)
+
+
+def make_private(folder: Path) -> None:
+    """Create a run's folder and the state folder above it, 0700 and ignored by git.  Raises `StateError`."""
+    with _disk_errors(folder):
+        for path in (folder.parent, folder):
+            if path.is_symlink():
+                message = f"{path} is a link: the state folder must be a real folder of yours"
+                raise StateError(message)
+            path.mkdir(mode=0o700, exist_ok=True)
+        ignore = folder.parent / ".gitignore"
+        if not ignore.exists():
+            ignore.write_text("*\n")
+
+
+def record_to_json(record: Record) -> Event:
+    """A record as JSON values."""
+    return dataclasses.asdict(record)
+
+
+def record_from_json(value: Event) -> Record:
+    """The inverse of `record_to_json`."""
+    value = dict(value)
+    value["seconds"] = Seconds(**value["seconds"])
+    value["verdict"] = Verdict(value["verdict"])
+    value["ending"] = Ending(value["ending"]) if value["ending"] else None
+    value["summary"] = tuple((name, word) for name, word in value["summary"])
+    value["losses"] = tuple((step, loss) for step, loss in value["losses"])
+    return Record(**value)
+
+
+def _read(path: Path, state: State) -> tuple[int, int]:
+    """Fold the file into `state`; return how many bytes of it are whole lines, and its size."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return 0, 0
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise StateError(message) from error
+    whole = data.rfind(b"\n") + 1
+    for number, line in enumerate(data[:whole].splitlines(), 1):
+        try:
+            state.apply(json.loads(line))
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"{path} line {number} is damaged: restore the file, or start another --tag"
+            raise StateError(message) from error
+    if state.header is not None and state.header.get("format") != FORMAT:
+        message = f"{path} has format {state.header.get('format')}, this version reads {FORMAT}: use the version that wrote it"
+        raise StateError(message)
+    return whole, len(data)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}. Nothing recorded is lost; mend it and run the same command again"
+        raise StateError(message) from error

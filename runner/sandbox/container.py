@@ -1,0 +1,151 @@
+"""Pure: from a `TrialSpec` to the body of the engine's create call.  Reads as the list of what isolation is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.trial import TrialSpec
+
+TRIAL_USER = "10001:10001"
+HOLDER_UID = 10002
+"""Owns the gated folders, so that only the holder can open them for the trial's user."""
+HOLDER_USER = f"{HOLDER_UID}:{HOLDER_UID}"
+HOLD = "/hold"
+"""Where the holder sees the volumes: /hold/in, /hold/out, /hold/0, /hold/1, ..."""
+HOLDER_MEMORY = 64 << 20
+TMP_BYTES = 256 << 20
+ORPHAN_GRACE_SECONDS = 60
+"""A container whose runner died ends by itself this long after its deadline."""
+
+Body = dict[str, Any]
+
+
+def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
+    """The create call of the container that runs untrusted code."""
+    limits = spec.limits
+    deadline = limits.startup_seconds + limits.seconds + ORPHAN_GRACE_SECONDS
+    mounts = [
+        _volume(in_volume, "/in", read_only=True),
+        _volume(out_volume, "/out", read_only=False),
+        *(_volume(mount.volume, mount.target, read_only=True) for mount in spec.volumes),
+    ]
+    return {
+        "Image": spec.image,
+        "Entrypoint": [],
+        "Cmd": ["timeout", "-s", "KILL", f"{deadline:.0f}", *spec.command],
+        "User": TRIAL_USER,
+        "WorkingDir": "/tmp",
+        "Env": [f"{name}={value}" for name, value in spec.environment],
+        "Labels": {**dict(spec.labels), "autoresearch.role": "trial"},
+        "NetworkDisabled": True,
+        "HostConfig": {
+            **_confinement(memory=limits.memory_bytes, pids=limits.pids, cpus=limits.cpus),
+            "Tmpfs": {
+                "/tmp": _tmpfs(TMP_BYTES, "noexec"),
+                "/scratch": _tmpfs(limits.scratch_bytes, "exec"),
+            },
+            "ShmSize": limits.shm_bytes,
+            "Mounts": mounts,
+            "LogConfig": _log(limits.log_bytes),
+            "DeviceRequests": _gpu(spec.gpu),
+        },
+    }
+
+
+def holder_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
+    """The create call of our own small container that keeps the volumes alive and works the gate."""
+    limits = spec.limits
+    deadline = limits.startup_seconds + limits.seconds + 10 * ORPHAN_GRACE_SECONDS
+    gated = [mount for mount in spec.volumes if mount.gated]
+    mounts = [
+        _volume(in_volume, f"{HOLD}/in", read_only=False),
+        _volume(out_volume, f"{HOLD}/out", read_only=True),
+        *(_volume(mount.volume, f"{HOLD}/{index}", read_only=False) for index, mount in enumerate(gated)),
+    ]
+    return keeper_body(spec.image, mounts=mounts, seconds=deadline, labels=dict(spec.labels))
+
+
+def keeper_body(image: str, *, mounts: list[Body], seconds: float, labels: dict[str, str]) -> Body:
+    """A container that only sleeps, with `mounts`, under the same confinement."""
+    return {
+        "Image": image,
+        "Entrypoint": [],
+        "Cmd": ["sleep", f"{seconds:.0f}"],
+        "User": HOLDER_USER,
+        "Env": [],
+        "Labels": {**labels, "autoresearch.role": "holder"},
+        "NetworkDisabled": True,
+        "HostConfig": {
+            **_confinement(memory=HOLDER_MEMORY, pids=32, cpus=1.0),
+            "Mounts": mounts,
+            "LogConfig": _log(1 << 20),
+        },
+    }
+
+
+def in_volume_options(spec: TrialSpec) -> dict[str, str]:
+    """Driver options of the tmpfs volume that carries the inputs: as large as they are, and no larger."""
+    size = sum(file.path.stat().st_size for file in (*spec.files, *spec.gated_files))
+    return _tmpfs_volume(size + (1 << 20), inodes=64, uid=HOLDER_UID, mode="0755")
+
+
+def out_volume_options(spec: TrialSpec) -> dict[str, str]:
+    """Driver options of the tmpfs volume that the trial may write: the kernel caps bytes and inodes."""
+    return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=10001, mode="0700")
+
+
+def volume_mount(volume: str, target: str, *, read_only: bool) -> Body:
+    """One mount of a volume, for containers of ours."""
+    return _volume(volume, target, read_only=read_only)
+
+
+def _confinement(*, memory: int, pids: int, cpus: float) -> Body:
+    return {
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Memory": memory,
+        "MemorySwap": memory,
+        "PidsLimit": pids,
+        "NanoCpus": int(cpus * 1e9),
+        "IpcMode": "private",
+        "Init": True,
+        "Ulimits": [
+            {"Name": "core", "Soft": 0, "Hard": 0},
+            {"Name": "nofile", "Soft": 4096, "Hard": 4096},
+        ],
+        "RestartPolicy": {"Name": "no"},
+        "AutoRemove": False,
+        "Privileged": False,
+    }
+
+
+def _volume(source: str, target: str, *, read_only: bool) -> Body:
+    return {
+        "Type": "volume",
+        "Source": source,
+        "Target": target,
+        "ReadOnly": read_only,
+        "VolumeOptions": {"NoCopy": True},
+    }
+
+
+def _tmpfs(size: int, execute: str) -> str:
+    return f"rw,{execute},nosuid,nodev,size={size},nr_inodes=65536,mode=1777"
+
+
+def _tmpfs_volume(size: int, *, inodes: int, uid: int, mode: str) -> dict[str, str]:
+    flags = f"size={size},nr_inodes={inodes},uid={uid},gid={uid},mode={mode},nosuid,nodev,noexec"
+    return {"type": "tmpfs", "device": "tmpfs", "o": flags}
+
+
+def _log(size: int) -> Body:
+    # One file cannot be compressed: without compress=false the create succeeds and the start fails.
+    return {"Type": "local", "Config": {"max-size": str(size), "max-file": "1", "compress": "false"}}
+
+
+def _gpu(uuid: str | None) -> list[Body]:
+    if uuid is None:
+        return []
+    return [{"Driver": "", "DeviceIDs": [uuid], "Capabilities": [["gpu", "compute", "utility"]]}]

@@ -1,0 +1,246 @@
+"""`Sandbox` on a Docker engine: one fresh container per call, everything through the engine's API."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from runner.errors import EngineError
+from runner.sandbox import container
+from runner.sandbox.ending import Exit, Stop, classify
+from runner.sandbox.holder import Holder, holder
+from runner.sandbox.transfer import RefusedOutputError
+from runner.sandbox.translate import engine_errors, host_disk_full, remove_container, remove_volume
+from runner.trial import Ending, Progress, Result, TrialSpec
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.1
+READY_POLL_SECONDS = 0.05
+SAMPLE_SECONDS = 1.0
+PROGRESS_BYTES = 64 << 10
+
+
+class DockerSandbox:
+    """Implements `runner.protocols.Sandbox`."""
+
+    def __init__(self, client: DockerClient, *, gpu_memory: Callable[[str], int | None] | None = None) -> None:
+        self._client = client
+        self._gpu_memory = gpu_memory
+        """Bytes in use on the GPU of a UUID; called about once a second while a trial has it."""
+
+    def run(
+        self,
+        spec: TrialSpec,
+        destination: Path,
+        *,
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> Result:
+        """See `Sandbox.run`."""
+        began = time.monotonic()
+        destination.mkdir(parents=True, exist_ok=True)
+        try:
+            with holder(self._client, spec) as held, engine_errors(spec.image):
+                body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
+                with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
+                    created(identifier)
+                    watch = _Watch(self._client, spec, held, identifier, destination, progress, self._gpu_memory)
+                    result = watch.run()
+        except OSError as error:
+            full = host_disk_full(error)
+            if full is None:
+                raise
+            raise full from error
+        return replace(result, total_seconds=time.monotonic() - began)
+
+    def reap(self, labels: dict[str, str]) -> int:
+        """See `Sandbox.reap`."""
+        wanted = {"label": ["autoresearch", *(f"{name}={value}" for name, value in labels.items())]}
+        with engine_errors():
+            containers = self._client.api.containers(all=True, filters=wanted)
+            for found in containers:
+                remove_container(self._client, found["Id"])
+            volumes = self._client.api.volumes({**wanted, "label": [*wanted["label"], "autoresearch.role=trial"]})
+            names = [found["Name"] for found in volumes["Volumes"] or []]
+            for name in names:
+                remove_volume(self._client, name)
+        return len(containers) + len(names)
+
+    @contextmanager
+    def _container(self, body: container.Body, name: str) -> Iterator[str]:
+        identifier = self._client.api.create_container_from_config(body, name)["Id"]
+        try:
+            yield identifier
+        finally:
+            remove_container(self._client, identifier)
+
+
+class _Watch:
+    """One started container: its gate, its deadlines, its end."""
+
+    def __init__(  # noqa: PLR0913 - the parts of one call, each used all along
+        self,
+        client: DockerClient,
+        spec: TrialSpec,
+        held: Holder,
+        identifier: str,
+        destination: Path,
+        progress: Callable[[Progress], None],
+        gpu_memory: Callable[[str], int | None] | None,
+    ) -> None:
+        self._client, self._spec, self._held, self._id = client, spec, held, identifier
+        self._destination, self._progress, self._gpu_memory = destination, progress, gpu_memory
+        self._peak: int | None = None
+        self._stopped: Stop | None = None
+        self._started = self._gate = self._sampled = 0.0
+
+    def run(self) -> Result:
+        """Start the container and see it to its end."""
+        try:
+            self._client.api.start(self._id)
+            self._started = time.monotonic()
+            self._until_ready()
+            if self._gate:
+                self._until_exit()
+            ended = time.monotonic()
+            state = self._state()
+            self._held.close_gate()
+            return self._result(state, ended)
+        finally:
+            with suppress(OSError):
+                self._keep_log()
+
+    def _until_ready(self) -> None:
+        cap = self._spec.limits.startup_seconds
+        while self._state()["Running"]:
+            if self._held.exists("ready"):
+                self._held.open_gate()
+                self._gate = time.monotonic()
+                return
+            self._sample()
+            if time.monotonic() - self._started > cap:
+                self._kill(Stop.STARTUP)
+                return
+            time.sleep(READY_POLL_SECONDS)
+
+    def _until_exit(self) -> None:
+        cap = self._spec.limits.seconds
+        while self._state()["Running"]:
+            left = self._gate + cap - time.monotonic()
+            if left <= 0:
+                self._kill(Stop.BUDGET)
+                return
+            self._sample()
+            time.sleep(min(POLL_SECONDS, left))
+
+    def _kill(self, why: Stop) -> None:
+        self._stopped = why
+        give_up = time.monotonic() + self._spec.limits.kill_seconds
+        with suppress(Exception):
+            self._client.api.kill(self._id, "SIGKILL")
+        while self._state()["Running"]:
+            if time.monotonic() > give_up:
+                message = f"container {self._id[:12]} does not die: see `docker inspect {self._id[:12]}`"
+                raise EngineError(message)
+            time.sleep(READY_POLL_SECONDS)
+
+    def _state(self) -> dict[str, Any]:
+        return dict(self._client.api.inspect_container(self._id)["State"])
+
+    def _sample(self) -> None:
+        now = time.monotonic()
+        if now - self._sampled < SAMPLE_SECONDS:
+            return
+        self._sampled = now
+        self._note_memory()
+        since = self._gate or self._started
+        said = self._said()
+        phase = self._spec.phase if self._gate else f"{self._spec.phase} start-up"
+        self._progress(Progress(phase=phase, step=said[0], loss=said[1], seconds=now - since))
+
+    def _note_memory(self) -> None:
+        if self._spec.gpu is not None:
+            used = self._gpu_memory(self._spec.gpu) if self._gpu_memory else None
+        else:
+            stats = self._client.api.stats(self._id, stream=False, one_shot=True).get("memory_stats", {})
+            # cgroup v1 keeps the peak; v2 gives the moment only.
+            used = stats.get("max_usage", stats.get("usage"))
+        if used is not None:
+            self._peak = max(self._peak or 0, int(used))
+
+    def _said(self) -> tuple[int | None, float | None]:
+        """Step and loss by the trial's own word, for the live line."""
+        path = self._destination / "progress.json"
+        try:
+            if not self._held.fetch("progress.json", path, max_bytes=PROGRESS_BYTES):
+                return None, None
+            value = json.loads(path.read_bytes())
+            step, loss = value.get("step"), value.get("loss")
+        except (RefusedOutputError, ValueError, AttributeError, RecursionError):
+            return None, None
+        return (step if isinstance(step, int) else None), (loss if isinstance(loss, float) else None)
+
+    def _result(self, state: dict[str, Any], ended: float) -> Result:
+        limits = self._spec.limits
+        if state["Status"] not in ("exited", "dead") or state.get("Error"):
+            message = f"container {self._id[:12]} ended as {state['Status']}: {state.get('Error') or 'no reason given'}"
+            raise EngineError(message)
+        facts = Exit(
+            exit_code=state["ExitCode"],
+            out_of_memory=state["OOMKilled"],
+            stopped=self._stopped,
+            gate_opened=bool(self._gate),
+            startup_cap=limits.startup_seconds,
+            work_cap=limits.seconds,
+            memory_bytes=limits.memory_bytes,
+        )
+        ending, reason = classify(facts)
+        outputs: tuple[tuple[str, Path], ...] = ()
+        if ending is Ending.FINISHED:
+            outputs, wrong = self._collect()
+            if wrong:
+                ending, reason = Ending.INVALID_OUTPUT, wrong
+        return Result(
+            ending=ending,
+            reason=reason,
+            exit_code=state["ExitCode"],
+            startup_seconds=(self._gate or ended) - self._started,
+            seconds=ended - self._gate if self._gate else 0.0,
+            outputs=outputs,
+            log_path=self._destination / f"{self._spec.phase}.log",
+            peak_memory_bytes=self._peak,
+        )
+
+    def _collect(self) -> tuple[tuple[tuple[str, Path], ...], str]:
+        got: list[tuple[str, Path]] = []
+        for output in self._spec.outputs:
+            path = self._destination / output.name
+            try:
+                there = self._held.fetch(output.name, path, max_bytes=output.max_bytes)
+            except RefusedOutputError as error:
+                return (), f"{output.name}: {error}"
+            if there:
+                got.append((output.name, path))
+            elif output.required:
+                return (), f"{output.name} was not written"
+        return tuple(got), ""
+
+    def _keep_log(self) -> None:
+        """The whole log, which the engine has capped, into the trial's folder."""
+        path = self._destination / f"{self._spec.phase}.log"
+        with suppress(Exception):
+            data = self._client.api.logs(self._id, stdout=True, stderr=True, stream=False)
+            path.write_bytes(data[: self._spec.limits.log_bytes])
+
+

@@ -1,0 +1,123 @@
+"""The volumes of one container call and the small container of ours that keeps them alive and works the gate."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import docker.errors
+
+from runner.errors import EngineError
+from runner.sandbox import container, transfer
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
+from runner.sandbox.transfer import RefusedOutputError
+from runner.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+_NOT_REGULAR = 0x8F280000
+"""Go's file mode bits of everything that is not a regular file: directory, link, device, pipe, socket, irregular."""
+
+
+class Holder:
+    """Inputs in, gate open and closed, outputs out."""
+
+    def __init__(self, client: DockerClient, spec: TrialSpec, name: str) -> None:
+        self._client = client
+        self._spec = spec
+        self.in_volume = f"{name}-in"
+        self.out_volume = f"{name}-out"
+        self._gates = [f"{container.HOLD}/in/gated"] if spec.gated_files else []
+        gated = [mount for mount in spec.volumes if mount.gated]
+        self._gates += [f"{container.HOLD}/{index}/gated" for index in range(len(gated))]
+        self._id = ""
+
+    def start(self) -> None:
+        """Make the volumes and the holder, and copy the inputs in; the gate is closed."""
+        spec, labels = self._spec, dict(self._spec.labels)
+        for name, options in (
+            (self.in_volume, container.in_volume_options(spec)),
+            (self.out_volume, container.out_volume_options(spec)),
+        ):
+            self._client.volumes.create(
+                name=name, driver="local", driver_opts=options, labels={**labels, "autoresearch.role": "trial"}
+            )
+        body = container.holder_body(spec, in_volume=self.in_volume, out_volume=self.out_volume)
+        self._id = self._client.api.create_container_from_config(body, f"{self.in_volume}-holder")["Id"]
+        self._client.api.start(self._id)
+        stream = transfer.pack(
+            spec.files, spec.gated_files, uid=container.HOLDER_UID, with_gate=bool(spec.gated_files)
+        )
+        self._client.api.put_archive(self._id, f"{container.HOLD}/in", stream)
+        self.close_gate()
+
+    def open_gate(self) -> None:
+        """Make what the phase works on readable."""
+        self._chmod("0755")
+
+    def close_gate(self) -> None:
+        """Make it unreadable (again): prepared volumes outlive the trial."""
+        self._chmod("0700")
+
+    def exists(self, name: str) -> bool:
+        """True if the trial made something called `name` in /out."""
+        return self._stat(name) is not None
+
+    def fetch(self, name: str, destination: Path, *, max_bytes: int) -> bool:
+        """Copy the regular file /out/`name` to `destination`; False if there is none.
+
+        Raises `RefusedOutputError` if it is anything else, or larger than `max_bytes`.
+        """
+        try:
+            stream, stat = self._client.api.get_archive(self._id, f"{container.HOLD}/out/{name}", chunk_size=transfer.CHUNK)
+        except docker.errors.NotFound:
+            return False
+        if stat["mode"] & _NOT_REGULAR:
+            message = "not a regular file"
+            raise RefusedOutputError(message)
+        if stat["size"] > max_bytes:
+            message = f"{stat['size']} bytes, more than the {max_bytes} allowed"
+            raise RefusedOutputError(message)
+        transfer.receive(stream, destination, max_bytes=max_bytes)
+        return True
+
+    def remove(self) -> None:
+        """Remove holder and volumes; idempotent, also halfway through `start`."""
+        if self._id:
+            remove_container(self._client, self._id)
+        remove_volume(self._client, self.in_volume)
+        remove_volume(self._client, self.out_volume)
+
+    def _stat(self, name: str) -> dict[str, Any] | None:
+        try:
+            _, stat = self._client.api.get_archive(self._id, f"{container.HOLD}/out/{name}")
+        except docker.errors.NotFound:
+            return None
+        return dict(stat)
+
+    def _chmod(self, mode: str) -> None:
+        if not self._gates:
+            return
+        created = self._client.api.exec_create(self._id, ["chmod", mode, *self._gates])
+        output = self._client.api.exec_start(created["Id"])
+        if self._client.api.exec_inspect(created["Id"])["ExitCode"] != 0:
+            said = output.decode(errors="replace").strip()
+            message = f"the gate could not be set to {mode} in the holder container: {said}"
+            raise EngineError(message)
+
+
+@contextmanager
+def holder(client: DockerClient, spec: TrialSpec) -> Iterator[Holder]:
+    """A started `Holder`, gone at the end whatever happens."""
+    held = Holder(client, spec, f"autoresearch-{uuid.uuid4().hex[:12]}")
+    try:
+        with engine_errors(spec.image):
+            held.start()
+        yield held
+    finally:
+        with engine_errors(spec.image):
+            held.remove()

@@ -1,0 +1,93 @@
+"""Prepared volumes: filled once, named by what is in them, checked by hash each time a run starts."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import contextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import docker.errors
+
+from runner.errors import EngineError
+from runner.sandbox import container, transfer
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
+from runner.trial import InputFile
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+KEEPER_SECONDS = 3600
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedVolume:
+    """What a volume must hold."""
+
+    name: str
+    files: tuple[InputFile, ...]
+    gated: bool
+    """True: the files lie in a folder `gated` that is closed until the holder opens it."""
+    labels: tuple[tuple[str, str], ...]
+
+
+def provide(client: DockerClient, image: str, wanted: PreparedVolume) -> bool:
+    """Make sure the volume exists and holds exactly the wanted bytes; True if it had to be filled.
+
+    Raises `EngineError` if even a freshly filled volume does not match.
+    """
+    with engine_errors(image):
+        if _exists(client, wanted.name) and _matches(client, image, wanted):
+            return False
+        remove_volume(client, wanted.name)
+        client.volumes.create(name=wanted.name, labels=dict(wanted.labels) | {"autoresearch.role": "prepared"})
+        _fill(client, image, wanted)
+        if not _matches(client, image, wanted):
+            message = f"volume {wanted.name} does not hold what was copied into it: is the engine's disk sound?"
+            raise EngineError(message)
+    return True
+
+
+def _exists(client: DockerClient, name: str) -> bool:
+    try:
+        client.api.inspect_volume(name)
+    except docker.errors.NotFound:
+        return False
+    return True
+
+
+def _matches(client: DockerClient, image: str, wanted: PreparedVolume) -> bool:
+    folder = "/hold/gated" if wanted.gated else "/hold"
+    paths = [f"{folder}/{file.name}" for file in wanted.files]
+    with _keeper(client, image, wanted) as identifier:
+        created = client.api.exec_create(identifier, ["sha256sum", "--", *paths])
+        said = client.api.exec_start(created["Id"]).decode(errors="replace")
+    found = [line.split(maxsplit=1)[0] for line in said.splitlines() if "  /hold" in line]
+    return found == [file_sha256(file.path) for file in wanted.files]
+
+
+def _fill(client: DockerClient, image: str, wanted: PreparedVolume) -> None:
+    plain, gated = ((), wanted.files) if wanted.gated else (wanted.files, ())
+    with _keeper(client, image, wanted) as identifier:
+        stream = transfer.pack(plain, gated, uid=container.HOLDER_UID, with_gate=wanted.gated)
+        client.api.put_archive(identifier, "/hold", stream)
+
+
+@contextmanager
+def _keeper(client: DockerClient, image: str, wanted: PreparedVolume) -> Iterator[str]:
+    mounts = [container.volume_mount(wanted.name, "/hold", read_only=False)]
+    body = container.keeper_body(image, mounts=mounts, seconds=KEEPER_SECONDS, labels=dict(wanted.labels))
+    identifier = client.api.create_container_from_config(body)["Id"]
+    try:
+        client.api.start(identifier)
+        yield identifier
+    finally:
+        remove_container(client, identifier)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,143 @@
+"""`python3 -m runner.setup.venv`: the environment `.venv` in the project's root, from the hash-locked list.
+
+Nothing happens if it is there and up to date.  Standard library only; says so on a Python that is too old.
+"""
+
+from __future__ import annotations
+
+import sys
+
+MINIMUM = (3, 11)
+if sys.version_info < MINIMUM:  # before anything that an old Python cannot import
+    sys.exit(
+        "setup: Python %d.%d or newer is needed, this is %d.%d. "  # noqa: UP031 - must run on old Pythons
+        "Name another one: make setup PYTHON=/path/to/python3.11" % (MINIMUM + tuple(sys.version_info[:2]))
+    )
+
+import argparse
+import hashlib
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+from runner.setup.steps import CommandError, Stopwatch, apt_install, run, say
+
+ROOT = Path(__file__).resolve().parents[2]
+STAMP = "autoresearch-setup.json"
+
+
+def stamp_of(root: Path, lock: Path) -> dict[str, str]:
+    """What an environment depends on; it is made anew when one of these changes."""
+    return {
+        "python": sysconfig.get_python_version() + " " + sys.version.split()[0],
+        "lock": hashlib.sha256(lock.read_bytes()).hexdigest(),
+        "project": hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
+        "root": str(root),
+    }
+
+
+def read_stamp(venv: Path) -> dict[str, str]:
+    """The stamp of an environment that is complete; empty if there is none."""
+    if not (venv / "bin" / "python").exists():
+        return {}
+    try:
+        stamp = json.loads((venv / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return stamp if isinstance(stamp, dict) else {}
+
+
+def missing_parts() -> list[str]:
+    """Which modules this Python lacks for making environments (Debian packages them apart)."""
+    importlib.invalidate_caches()
+    return [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
+
+
+def debian_package() -> str:
+    """The Debian package that has them."""
+    return f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
+
+
+def provide_venv(*, root_user: bool, apt: str | None) -> str | None:
+    """See to it that this Python can make environments; else say what the user must do."""
+    missing = missing_parts()
+    if not missing:
+        return None
+    package = debian_package()
+    lacks = f"this Python ({sys.executable}) lacks {' and '.join(missing)}"
+    if apt is None:
+        return f"{lacks}; install your system's package for Python virtual environments, then run again"
+    if not root_user:
+        return f"{lacks}; run this, then try again:\n\n    sudo apt-get install {package}\n"
+    watch = Stopwatch()
+    apt_install([package], what=f"installing {package}", say=say)
+    say(f"setup: installed {package} ({watch})")
+    return f"{lacks}, also after installing {package}" if missing_parts() else None
+
+
+def make(venv: Path, lock: Path, root: Path) -> None:
+    """Make or mend the environment.  Raises `CommandError`."""
+    wanted = stamp_of(root, lock)
+    found = read_stamp(venv)
+    python = str(venv / "bin" / "python")
+    # Until the end there is no stamp: an interrupted setup starts again.
+    (venv / STAMP).unlink(missing_ok=True)
+    if found.get("python") != wanted["python"]:
+        watch = Stopwatch()
+        if venv.exists():
+            shutil.rmtree(venv)
+        run([sys.executable, "-m", "venv", str(venv)], what="making .venv")
+        say(f"setup: made {venv} with Python {sys.version.split()[0]} ({watch})")
+    if found.get("lock") != wanted["lock"] or found.get("python") != wanted["python"]:
+        watch = Stopwatch()
+        run(
+            [python, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
+            + ["--progress-bar", "off", "--disable-pip-version-check", "--requirement", str(lock)],
+            what="installing packages",
+        )
+        say(f"setup: installed what {lock.name} lists ({watch})")
+    watch = Stopwatch()
+    run(
+        [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
+        + ["--disable-pip-version-check", "--editable", str(root)],
+        what="installing autoresearch itself",
+    )
+    say(f"setup: installed autoresearch from {root} ({watch})")
+    part = venv / (STAMP + ".part")
+    part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    part.replace(venv / STAMP)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python3 -m runner.setup.venv", description=__doc__)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the project (default: where this file is)")
+    parser.add_argument("--venv", type=Path, help="the environment (default: ROOT/.venv)")
+    parser.add_argument("--lock", type=Path, help="what to install (default: ROOT/requirements-dev.lock)")
+    options = parser.parse_args(arguments)
+    root = options.root.resolve()
+    venv = options.venv or root / ".venv"
+    lock = options.lock or root / "requirements-dev.lock"
+    watch = Stopwatch()
+    if read_stamp(venv) == stamp_of(root, lock):
+        say(f"setup: .venv is up to date ({watch})")
+        return 0
+    try:
+        problem = provide_venv(root_user=os.geteuid() == 0, apt=shutil.which("apt-get"))
+        if problem:
+            say(f"setup: {problem}")
+            return 1
+        make(venv, lock, root)
+    except CommandError as error:
+        say(f"{error.tail}\nsetup: {error}")
+        return 1
+    say(f"setup: .venv is ready ({watch})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The run branch and candidate commits, built in git's object database; the only module that imports git.
+
+The user's checkout, index and configuration take no part: commits are made from blobs and a private index,
+references move by compare-and-swap, and no hook, filter, file-system monitor or alias is ever run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import git
+import git.exc
+
+from runner.errors import StateError
+
+STATE_FOLDER = ".autoresearch"
+NOTES_REF = "refs/notes/autoresearch"
+BRANCH_PREFIX = "refs/heads/autoresearch/"
+IDENTITY = ("autoresearch", "autoresearch@localhost")
+_ABSENT = "0" * 40
+_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# Whatever a repository's own configuration or the user's says, git must not run a program for it.
+_QUIET_CONFIG = {
+    "core.hooksPath": os.devnull,
+    "core.fsmonitor": "false",
+    "core.logAllRefUpdates": "false",
+    "core.attributesFile": os.devnull,
+    "commit.gpgSign": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    "safe.directory": "*",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitText:
+    """What a candidate commit says."""
+
+    subject: str
+    body: str
+    trailers: tuple[tuple[str, str], ...]
+    date: str
+    """ISO 8601 in UTC, from the journal, so that making the commit again gives the same id."""
+
+    def render(self) -> str:
+        """The whole message."""
+        trailers = "\n".join(f"{name}: {value}" for name, value in self.trailers)
+        return "\n\n".join(part for part in (self.subject, self.body, trailers) if part) + "\n"
+
+
+class Workspace:
+    """One task folder inside one git repository."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises `StateError` if `folder` is in no usable repository."""
+        try:
+            self._repo = git.Repo(folder, search_parent_directories=True)
+        except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
+            message = f"{folder} is not in a git repository: `autoresearch init DIR` makes a new task"
+            raise StateError(message) from error
+        self._repo.git.update_environment(**_environment())
+        common = Path(self._repo.common_dir).resolve()
+        self.state = common.parent / STATE_FOLDER if common.name == ".git" else common / STATE_FOLDER[1:]
+        root = self._repo.working_tree_dir
+        if root is None:
+            message = f"{folder} is a bare repository: clone it and work in the clone"
+            raise StateError(message)
+        self.root = Path(root).resolve()
+        self._prefix = PurePosixPath(folder.resolve().relative_to(self.root).as_posix())
+
+    def head(self) -> str:
+        """The commit that the user's checkout is at.  Raises `StateError` before the first commit."""
+        found = self._resolve("HEAD")
+        if found is None:
+            message = f"{self.root} has no commit yet: commit the task first (`git add -A && git commit`)"
+            raise StateError(message)
+        return found
+
+    def read(self, commit: str, path: str) -> bytes:
+        """The bytes of the task's file `path` in `commit`.  Raises `StateError` if it is not a regular file there."""
+        where = str(self._prefix / path)
+        try:
+            blob = self._repo.commit(commit).tree / where
+        except KeyError as error:
+            message = f"{where} is not in commit {commit[:7]}: is it committed?"
+            raise StateError(message) from error
+        if blob.type != "blob" or blob.mode not in (0o100644, 0o100755):
+            message = f"{where} in commit {commit[:7]} is not a regular file"
+            raise StateError(message)
+        return bytes(blob.data_stream.read())
+
+    def list_files(self, commit: str, folder: str) -> list[str]:
+        """Names of the regular files directly in the task's `folder` in `commit`."""
+        where = str(self._prefix / folder)
+        try:
+            tree = self._repo.commit(commit).tree / where
+        except KeyError as error:
+            message = f"the folder {where} is not in commit {commit[:7]}: is it committed?"
+            raise StateError(message) from error
+        return sorted(blob.name for blob in tree.blobs if blob.mode in (0o100644, 0o100755))
+
+    def uncommitted(self, commit: str, paths: list[str]) -> list[str]:
+        """Those of the task's `paths` whose file in the checkout differs from `commit`.
+
+        Compared by bytes: asking git would run the repository's own filters.
+        """
+        differing = []
+        for path in paths:
+            there = self.root / self._prefix / path
+            now = there.read_bytes() if there.is_file() else None
+            if now != self.read(commit, path):
+                differing.append(path)
+        return differing
+
+    def candidate(self, parent: str, path: str, source: bytes, text: CommitText) -> str:
+        """Write the commit that is `parent`'s tree with the task's file `path` replaced; no reference moves."""
+        where = str(self._prefix / path)
+        mode = (self._repo.commit(parent).tree / where).mode
+        with _private_index() as index, self._repo.git.custom_environment(GIT_INDEX_FILE=index):
+            blob = self._piped(source, "hash-object", "-w", "--stdin", "--no-filters")
+            self._git("read-tree", parent)
+            self._git("update-index", "--add", "--cacheinfo", f"{mode:o},{blob},{where}")
+            tree = self._git("write-tree")
+        dates = {"GIT_AUTHOR_DATE": text.date, "GIT_COMMITTER_DATE": text.date}
+        with self._repo.git.custom_environment(**dates):
+            return self._piped(text.render().encode(), "commit-tree", tree, "-p", parent)
+
+    def tip(self, tag: str) -> str | None:
+        """The commit of the run branch, or None."""
+        return self._resolve(branch_ref(tag))
+
+    def start_branch(self, tag: str, commit: str) -> None:
+        """Create the run branch.  Raises `StateError` if it exists elsewhere."""
+        if self.tip(tag) != commit:
+            self._swap(branch_ref(tag), commit, _ABSENT)
+
+    def keep(self, tag: str, candidate: str, champion: str) -> None:
+        """Move the run branch from `champion` to `candidate`; nothing if it is there already.
+
+        Raises `StateError` if the branch is anywhere else: somebody moved it, and it is not overwritten.
+        """
+        if self.tip(tag) != candidate:
+            self.refuse_checked_out(tag)
+            self._swap(branch_ref(tag), candidate, champion)
+
+    def remember(self, tag: str, trial: int, commit: str) -> None:
+        """Give a candidate its own reference, kept or not, so that no idea is lost."""
+        self._git("update-ref", f"refs/autoresearch/{tag}/{trial}", commit)
+
+    def forget(self, tag: str) -> None:
+        """Remove the run branch and the references of its candidates (`--new`)."""
+        self.refuse_checked_out(tag)
+        names = self._git("for-each-ref", "--format=%(refname)", branch_ref(tag), f"refs/autoresearch/{tag}/")
+        for name in names.splitlines():
+            self._git("update-ref", "-d", name)
+
+    def note(self, commit: str, text: str) -> None:
+        """Attach the result to a candidate as a git note; replaces an earlier one."""
+        with tempfile.NamedTemporaryFile("w", suffix=".note") as file:
+            file.write(text)
+            file.flush()
+            self._git("notes", f"--ref={NOTES_REF}", "add", "-f", "-F", file.name, commit)
+
+    def refuse_checked_out(self, tag: str) -> None:
+        """Raise `StateError` if the run branch is checked out: every keep would show there as a staged reversal."""
+        worktree = ""
+        for line in self._git("worktree", "list", "--porcelain").splitlines():
+            if line.startswith("worktree "):
+                worktree = line.removeprefix("worktree ")
+            elif line == f"branch {branch_ref(tag)}":
+                message = (
+                    f"the branch autoresearch/{tag} is checked out in {worktree}: check out another branch there "
+                    "(`git switch -` ), or look at results with `autoresearch show`"
+                )
+                raise StateError(message)
+
+    def _swap(self, ref: str, new: str, old: str) -> None:
+        try:
+            self._git("update-ref", ref, new, old)
+        except StateError as error:
+            where = self._resolve(ref)
+            message = (
+                f"{ref.removeprefix('refs/heads/')} is at {where[:7] if where else 'no commit'} and not where this run left it "
+                f"({old[:7]}): somebody moved it. Put it back (`git update-ref {ref} {old[:12]}`) or start another --tag"
+            )
+            raise StateError(message) from error
+
+    def _resolve(self, name: str) -> str | None:
+        try:
+            return self._git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+        except StateError:
+            return None
+
+    def _git(self, *arguments: str) -> str:
+        try:
+            return str(self._repo.git.execute(["git", *arguments]))
+        except git.exc.GitCommandError as error:
+            said = str(error.stderr).replace("stderr:", "").strip().strip("'") or f"status {error.status}"
+            message = f"git {arguments[0]} failed in {self.root}: {said}"
+            raise StateError(message) from error
+
+    def _piped(self, data: bytes, *arguments: str) -> str:
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.seek(0)
+            return str(self._repo.git.execute(["git", *arguments], istream=file))
+
+
+def branch_ref(tag: str) -> str:
+    """The full name of a run's branch."""
+    return BRANCH_PREFIX + tag
+
+
+def check_tag(tag: str) -> bool:
+    """True if `tag` can name a branch and a folder."""
+    return bool(_TAG.fullmatch(tag)) and ".." not in tag and not tag.endswith((".lock", "."))
+
+
+def unified_diff(before: str, after: str, name: str) -> str:
+    """The diff of two texts, made by the host: git's own would run the repository's filters."""
+    lines = difflib.unified_diff(
+        before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{name}", f"b/{name}"
+    )
+    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
+
+
+def _environment() -> dict[str, str]:
+    environment = {
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "GIT_ATTR_NOSYSTEM": "1",
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_PAGER": "cat",
+        "GIT_CONFIG_COUNT": str(len(_QUIET_CONFIG)),
+    }
+    for number, (key, value) in enumerate(_QUIET_CONFIG.items()):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    for role in ("AUTHOR", "COMMITTER"):
+        environment |= {f"GIT_{role}_NAME": IDENTITY[0], f"GIT_{role}_EMAIL": IDENTITY[1]}
+    return environment
+
+
+@contextmanager
+def _private_index() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
+        yield str(Path(folder) / "index")

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runner import ledger
+from runner.errors import StateError
+from runner.trial import Ending, Record, Seconds, Verdict
+
+
+def record(trial: int, verdict: Verdict = Verdict.DISCARD) -> Record:
+    return Record(
+        trial=trial,
+        tag="t",
+        commit=f"{trial:040x}",
+        parent=None,
+        agent="tuner",
+        idea="an idea",
+        ending=Ending.FINISHED,
+        verdict=verdict,
+        val_bpb=1.5,
+        seconds=Seconds(train=1.0),
+        summary=(("depth", "4"),),
+        losses=((1, 2.0), (2, 1.5)),
+    )
+
+
+def write_all(folder: Path) -> None:
+    with ledger.writing(folder) as run:
+        run.write("run", format=ledger.FORMAT, tag="t")
+        for trial in range(3):
+            run.write("proposed", trial=trial, idea="x")
+            run.write("candidate", trial=trial, commit="c")
+            run.write("judged", trial=trial, record=ledger.record_to_json(record(trial)))
+            run.write("done", trial=trial)
+        run.write("proposed", trial=3, idea="under way")
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    write_all(tmp_path / "s" / "t")
+
+    state = ledger.read(tmp_path / "s" / "t")
+
+    assert state.records == [record(0), record(1), record(2)]
+    assert state.open is not None
+    assert state.open.trial == 3
+    assert state.unfinished is None
+    assert state.next_trial() == 4
+
+
+def test_a_judged_trial_without_done_has_effects_to_finish(tmp_path: Path) -> None:
+    with ledger.writing(tmp_path / "s" / "t") as run:
+        run.write("proposed", trial=0, idea="x")
+        run.write("judged", trial=0, record=ledger.record_to_json(record(0)))
+
+    assert ledger.read(tmp_path / "s" / "t").unfinished == 0
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cut=st.integers(0, 10_000))
+def test_a_journal_cut_anywhere_gives_a_prefix_of_its_trials_and_can_go_on(tmp_path: Path, cut: int) -> None:
+    folder = tmp_path / "s" / "t"
+    (folder / ledger.JOURNAL).unlink(missing_ok=True)
+    write_all(folder)
+    path = folder / ledger.JOURNAL
+    data = path.read_bytes()
+    path.write_bytes(data[: cut % len(data)])
+
+    before = ledger.read(folder).records
+    with ledger.writing(folder) as run:
+        assert run.state.records == before == [record(trial) for trial in range(len(before))]
+        run.write("judged", trial=99, record=ledger.record_to_json(record(99)))
+
+    assert ledger.read(folder).records == [*before, record(99)]
+
+
+def test_a_damaged_line_is_refused_and_named(tmp_path: Path) -> None:
+    write_all(tmp_path / "s" / "t")
+    path = tmp_path / "s" / "t" / ledger.JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"{garbage\n"
+    path.write_bytes(b"".join(lines))
+
+    with pytest.raises(StateError, match=r"journal\.jsonl line 3 is damaged"):
+        ledger.read(tmp_path / "s" / "t")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    with ledger.writing(tmp_path / "s" / "t") as run:
+        run.write("run", format=99)
+
+    with pytest.raises(StateError, match="format 99"):
+        ledger.read(tmp_path / "s" / "t")
+
+
+def test_a_second_writer_is_refused_and_another_run_is_not(tmp_path: Path) -> None:
+    with ledger.writing(tmp_path / "s" / "t"):
+        with pytest.raises(StateError, match=f"held by another runner \\(process {os.getpid()}\\)"), ledger.writing(tmp_path / "s" / "t"):
+            pass
+        with ledger.writing(tmp_path / "s" / "u"):
+            pass
+
+
+def test_the_state_folder_is_private_and_ignores_itself(tmp_path: Path) -> None:
+    write_all(tmp_path / "s" / "t")
+
+    assert stat.S_IMODE((tmp_path / "s").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "s" / "t").stat().st_mode) == 0o700
+    assert (tmp_path / "s" / ".gitignore").read_text() == "*\n"
+
+
+def test_a_state_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "s").symlink_to(tmp_path / "elsewhere")
+
+    with pytest.raises(StateError, match="is a link"):
+        write_all(tmp_path / "s" / "t")
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """A real file system that is full: /dev/full refuses every write."""
+    folder = tmp_path / "s" / "t"
+    with ledger.writing(folder) as run:
+        run.write("run", format=ledger.FORMAT)
+        full = os.open("/dev/full", os.O_RDWR)
+        os.dup2(full, run._fd)
+        os.close(full)
+        with pytest.raises(StateError, match="cannot write"):
+            run.write("proposed", trial=0, idea="x")
+        assert run.state.open is None
+
+    assert ledger.read(folder).header is not None

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from runner.errors import StateError
+from runner.workspace import CommitText, Workspace, check_tag, unified_diff
+from tests.conftest import run_git
+
+TEXT = CommitText(
+    subject="try a larger rate", body="because", trailers=(("Autoresearch-Trial", "7"),), date="2026-11-21T10:00:00+00:00"
+)
+PATH = "trainer/train.py"
+
+
+def candidate(workspace: Workspace, source: bytes = b"RATE = 0.2\n") -> str:
+    return workspace.candidate(workspace.head(), PATH, source, TEXT)
+
+
+def test_a_candidate_is_the_parents_tree_with_one_file_replaced(repository: Path) -> None:
+    workspace = Workspace(repository)
+    made = candidate(workspace)
+
+    assert workspace.read(made, PATH) == b"RATE = 0.2\n"
+    assert run_git(repository, "diff", "--name-only", "HEAD", made) == PATH
+    assert run_git(repository, "show", "-s", "--format=%P", made) == workspace.head()
+    message = run_git(repository, "show", "-s", "--format=%B", made)
+    assert message == "try a larger rate\n\nbecause\n\nAutoresearch-Trial: 7"
+
+
+def test_made_again_it_has_the_same_id(repository: Path) -> None:
+    assert candidate(Workspace(repository)) == candidate(Workspace(repository))
+
+
+def test_a_dirty_checkout_and_its_index_stay_as_they_are(repository: Path) -> None:
+    (repository / PATH).write_text("mine, not committed\n")
+    (repository / "staged.txt").write_text("staged\n")
+    run_git(repository, "add", "staged.txt")
+    before = run_git(repository, "status", "--porcelain")
+    workspace = Workspace(repository)
+
+    made = candidate(workspace)
+    workspace.start_branch("t", workspace.head())
+    workspace.keep("t", made, workspace.head())
+    workspace.remember("t", 7, made)
+    workspace.note(made, "a note\n")
+
+    assert run_git(repository, "status", "--porcelain") == before
+    assert (repository / PATH).read_text() == "mine, not committed\n"
+    assert run_git(repository, "rev-parse", "autoresearch/t") == made
+    assert run_git(repository, "rev-parse", "refs/autoresearch/t/7") == made
+    assert run_git(repository, "notes", "--ref=autoresearch", "show", made) == "a note"
+    assert run_git(repository, "symbolic-ref", "HEAD") == "refs/heads/main"
+
+
+def test_the_bytes_of_a_source_are_kept_exactly(repository: Path) -> None:
+    source = b"a\r\nb\n\n\n"
+    (repository / ".gitattributes").write_text("*.py text eol=lf\n")
+    run_git(repository, "add", "-A")
+    run_git(repository, "commit", "-qm", "attributes")
+    workspace = Workspace(repository)
+
+    assert workspace.read(candidate(workspace, source), PATH) == source
+
+
+def test_keep_is_a_compare_and_swap(repository: Path) -> None:
+    workspace = Workspace(repository)
+    base, made = workspace.head(), candidate(workspace)
+    other = candidate(workspace, b"by hand\n")
+    workspace.start_branch("t", base)
+    run_git(repository, "branch", "-f", "autoresearch/t", other)
+
+    with pytest.raises(StateError, match="somebody moved it"):
+        workspace.keep("t", made, base)
+
+    assert workspace.tip("t") == other
+
+
+def test_keeping_twice_is_keeping_once(repository: Path) -> None:
+    workspace = Workspace(repository)
+    made = candidate(workspace)
+    workspace.start_branch("t", workspace.head())
+    workspace.keep("t", made, workspace.head())
+    workspace.keep("t", made, workspace.head())
+
+    assert workspace.tip("t") == made
+
+
+def test_a_run_branch_that_is_checked_out_is_refused(repository: Path) -> None:
+    workspace = Workspace(repository)
+    workspace.start_branch("t", workspace.head())
+    run_git(repository, "worktree", "add", "-q", "../other", "autoresearch/t")
+
+    with pytest.raises(StateError, match="checked out in .*/other"):
+        workspace.refuse_checked_out("t")
+
+
+def test_linked_worktrees_share_one_state_folder(repository: Path) -> None:
+    run_git(repository, "worktree", "add", "-q", "-b", "mine", "../other")
+
+    assert Workspace(repository.parent / "other").state == Workspace(repository).state == repository / ".autoresearch"
+
+
+def test_a_task_may_live_in_a_folder_of_a_larger_repository(repository: Path) -> None:
+    inner = repository / "sub" / "task"
+    (inner / "trainer").mkdir(parents=True)
+    (inner / PATH).write_text("inner\n")
+    run_git(repository, "add", "-A")
+    run_git(repository, "commit", "-qm", "inner")
+    workspace = Workspace(inner)
+
+    made = candidate(workspace)
+
+    assert run_git(repository, "diff", "--name-only", "HEAD", made) == f"sub/task/{PATH}"
+    assert workspace.state == repository / ".autoresearch"
+
+
+def test_hostile_configuration_runs_nothing(repository: Path, tmp_path: Path) -> None:
+    """Hooks, filters, monitors, signing and aliases of the repository's own configuration."""
+    marker, program = tmp_path / "ran", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $0 >> {marker}\ncat\n")
+    program.chmod(0o755)
+    hooks = repository / ".git" / "hooks"
+    for name in ("reference-transaction", "post-commit", "pre-commit", "post-index-change", "post-checkout"):
+        (hooks / name).write_text(program.read_text())
+        (hooks / name).chmod(0o755)
+    (repository / ".gitattributes").write_text("*.py filter=evil diff=evil\n* filter=evil\n")
+    for key in (
+        "core.fsmonitor", "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.evil.textconv",
+        "diff.external", "gpg.program", "core.pager", "core.editor", "core.sshCommand", "core.alternateRefsCommand",
+    ):  # fmt: skip
+        run_git(repository, "config", key, str(program))
+    run_git(repository, "config", "commit.gpgSign", "true")
+    run_git(repository, "config", "alias.update-ref", f"!{program}")
+    workspace = Workspace(repository)
+
+    base, made = workspace.head(), candidate(workspace)
+    workspace.start_branch("t", base)
+    workspace.keep("t", made, base)
+    workspace.remember("t", 1, made)
+    workspace.note(made, "x\n")
+    workspace.refuse_checked_out("t")
+    assert workspace.uncommitted(base, [PATH]) == []
+
+    assert not marker.exists(), marker.read_text()
+
+
+def test_uncommitted_edits_are_named(repository: Path) -> None:
+    workspace = Workspace(repository)
+    (repository / "program.md").write_text("edited\n")
+    (repository / PATH).unlink()
+
+    assert workspace.uncommitted(workspace.head(), ["program.md", PATH, "trainer/prepare.py"]) == ["program.md", PATH]
+
+
+def test_a_link_in_place_of_a_file_is_refused(repository: Path) -> None:
+    (repository / PATH).unlink()
+    (repository / PATH).symlink_to("/etc/passwd")
+    run_git(repository, "add", "-A")
+    run_git(repository, "commit", "-qm", "link")
+    workspace = Workspace(repository)
+
+    with pytest.raises(StateError, match="not a regular file"):
+        workspace.read(workspace.head(), PATH)
+
+
+def test_what_is_no_repository_is_said(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="not in a git repository"):
+        Workspace(tmp_path)
+
+
+def test_a_repository_without_commits_is_said(tmp_path: Path) -> None:
+    run_git(tmp_path, "init", "-q")
+
+    with pytest.raises(StateError, match="no commit yet"):
+        Workspace(tmp_path).head()
+
+
+def test_a_repository_of_another_user_is_read(repository: Path) -> None:
+    """As root on a user's clone git refuses unless told that the folder is trusted."""
+    if os.getuid() != 0:
+        pytest.fail("this test must run as root")
+    for path in [repository, *repository.rglob("*")]:
+        os.lchown(path, 65534, 65534)
+
+    assert Workspace(repository).head()
+
+
+def test_a_diff_is_made_from_two_texts() -> None:
+    assert unified_diff("a\nb\n", "a\nc", "train.py") == (
+        "--- a/train.py\n+++ b/train.py\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n\\ No newline at end of file\n"
+    )
+
+
+@pytest.mark.parametrize(("tag", "good"), [("nov21", True), ("a.b-c_1", True), ("", False), ("-x", False), ("a/b", False),
+                                           ("a..b", False), ("a.lock", False), ("x" * 65, False), ("a b", False), ("a.", False)])  # fmt: skip
+def test_tags(tag: str, good: bool) -> None:  # noqa: FBT001
+    assert check_tag(tag) is good

@@ -1,0 +1,142 @@
+"""``python3 -m corpus [spec.json]``: read the spec, build the tree, end with an exit code.
+
+Exit codes are the host's: 0 done, 6 the data, 7 the disk is full, 70 a defect (traceback on standard
+error).  A failure's last line on standard output is ``{"error": "..."}``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from corpus import kjv
+from corpus.build import Shape, Source, build
+from corpus.errors import CorpusError
+from corpus.progress import say
+from corpus.split import SPLITS, Split, assign, rank
+
+EXIT_DATA, EXIT_DISK = 6, 7
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """`/in/spec.json`."""
+
+    dataset: str
+    options: dict[str, object]
+    """All that shapes the data; copied into the manifest."""
+    shape: Shape
+    salt: bytes
+    mirror: str | None
+    secrets: Path | None
+    """JSON with `token` and `proxies`; apart, since the spec may be shown."""
+    authorities: Path | None
+    """PEM file of the certificate authorities to trust instead of the built-in ones."""
+    files: Path
+    cache: Path
+    out: Path
+
+    @classmethod
+    def load(cls, path: Path) -> Spec:
+        """Read the spec; a missing key is a defect of the host side and raises KeyError."""
+        value = json.loads(path.read_text(encoding="utf-8"))
+        options = value["options"]
+        shape = Shape(
+            vocab_size=options["vocab_size"],
+            sequence_length=options["sequence_length"],
+            val_rows=options.get("val_rows"),
+        )
+        return cls(
+            dataset=value["dataset"],
+            options=options,
+            shape=shape,
+            salt=bytes.fromhex(value.get("salt") or ""),
+            mirror=value.get("mirror"),
+            secrets=_path(value.get("secrets")),
+            authorities=_path(value.get("authorities")),
+            files=Path(value.get("files", "/in/files")),
+            cache=Path(value.get("cache", "/cache")),
+            out=Path(value.get("out", "/out")),
+        )
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+class KingJames:
+    """The embedded corpus: chapters, split by the salt."""
+
+    licence = kjv.LICENCE
+
+    def __init__(self, salt: bytes) -> None:
+        self._splits: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        texts = kjv.documents()
+        codes = assign([rank(text, salt) for text in texts], [len(text) for text in texts])
+        for text, code in zip(texts, codes, strict=True):
+            self._splits[SPLITS[code]].append(text)
+
+    def facts(self) -> dict[str, object]:
+        """Nothing to add."""
+        return {}
+
+    def total(self, split: Split) -> int:
+        """The number of chapters of a split."""
+        return len(self._splits[split])
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """The chapters of a split in the book's order."""
+        return iter(self._splits[split])
+
+
+def main(argv: list[str]) -> int:
+    """Do what the spec says; the exit code."""
+    try:
+        spec = Spec.load(Path(argv[1] if len(argv) > 1 else "/in/spec.json"))
+        _empty(spec.out)
+        facts: dict[str, object] = {"dataset": spec.dataset, "options": spec.options}
+        build(_source(spec), spec.shape, facts, spec.out, threads=len(os.sched_getaffinity(0)))
+    except CorpusError as error:
+        say(error=str(error))
+        return EXIT_DATA
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        say(error=f"the engine's disk is full ({error.strerror}): free some space and prepare again")
+        return EXIT_DISK
+    say(stage="done", done=1, total=1, unit="trees", note="")
+    return 0
+
+
+def _source(spec: Spec) -> Source:
+    if spec.dataset == "kjv":
+        return KingJames(_salted(spec))
+    msg = f"there is no data set {spec.dataset!r}"
+    raise CorpusError(msg)
+
+
+def _salted(spec: Spec) -> bytes:
+    if len(spec.salt) < 16:
+        msg = "the spec has no salt, so the split would be guessable"
+        raise CorpusError(msg)
+    return spec.salt
+
+
+def _empty(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
