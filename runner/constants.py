@@ -21,15 +21,11 @@ from typing import TypeVar
 import libcst as cst
 
 from runner.errors import UsageError
-
-Scalar = int | float | str | bool
-Value = Scalar | tuple[Scalar, ...]
+from runner.literals import Scalar, Value, literal, spell_value
 
 NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _POWER_OF_TWO = re.compile(r"2(\s*)\*\*(\s*)\d+")
 _MAX_DEPTH = 200
-_MAX_BITS = 256
-"""`2**19` is a literal to us, `10**10**10` is a way to fill the host's memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +84,7 @@ def _read(source: str) -> tuple[dict[str, Constant], dict[str, str]]:
     found: dict[str, Constant] = {}
     refused: dict[str, str] = {}
     for name, lines in bound.items():
-        value = _literal(plain[name]) if name in plain else None
+        value = literal(plain[name]) if name in plain else None
         if len(lines) > 1:
             places = " and ".join(str(line) for line in sorted(lines))
             refused[name] = f"assigned more than once (lines {places})"
@@ -166,60 +162,6 @@ def _walruses(comprehension: ast.AST) -> Iterator[tuple[str, int]]:
             yield inner.target.id, inner.lineno
 
 
-# Literals ---------------------------------------------------------------------------------------
-
-
-def _literal(node: ast.expr) -> Value | None:
-    """The value of a literal, or None if the expression is anything else."""
-    if not isinstance(node, ast.Tuple):
-        return _scalar(node)
-    items = [_scalar(item) for item in node.elts]
-    whole = tuple(item for item in items if item is not None)
-    return whole if len(whole) == len(items) else None
-
-
-def _scalar(node: ast.expr) -> Scalar | None:
-    if isinstance(node, ast.Constant) and isinstance(node.value, bool | str):
-        return node.value
-    return _number(node)
-
-
-def _number(node: ast.expr) -> int | float | None:
-    match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return value if math.isfinite(value) else None
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            value = _number(operand)
-            return None if value is None else -value
-        case ast.BinOp(left=left, op=ast.Mult() | ast.Pow() as operator, right=right):
-            return _combine(_number(left), operator, _number(right))
-    return None
-
-
-def _combine(
-    left: float | None, operator: ast.operator, right: float | None
-) -> int | float | None:
-    if left is None or right is None:
-        return None
-    if isinstance(operator, ast.Pow):
-        return _power(left, right)
-    value = left * right
-    small = isinstance(value, float) or value.bit_length() <= _MAX_BITS
-    return value if small and math.isfinite(value) else None
-
-
-def _power(base: float, exponent: float) -> int | float | None:
-    if not (isinstance(exponent, int) and abs(exponent) <= _MAX_BITS):
-        return None
-    if isinstance(base, int) and base.bit_length() * abs(exponent) > _MAX_BITS:
-        return None
-    try:
-        value: int | float = base**exponent
-    except (OverflowError, ZeroDivisionError):
-        return None
-    return value
-
-
 # Writing ----------------------------------------------------------------------------------------
 
 
@@ -293,23 +235,6 @@ def _respell_scalar(constant: Constant, spelling: str, old: Scalar, value: Scala
     return spell_value(value)
 
 
-def spell_value(value: Value) -> str:
-    """`value` as a Python literal; floats short (`0.02`, `1e-5`), rounded to 12 digits."""
-    if isinstance(value, tuple):
-        return f"({', '.join(map(spell_value, value))}{',' if len(value) == 1 else ''})"
-    if not isinstance(value, float):
-        return repr(value)
-    return re.sub(r"e([+-]?)0*(\d)", _exponent, repr(float(f"{value:.12g}")))
-
-
-def _exponent(match: re.Match[str]) -> str:
-    return f"e{match[1].replace('+', '')}{match[2]}"
-
-
-def _quotable(text: str) -> bool:
-    return text.isprintable() and '"' not in text and "\\" not in text
-
-
 def _wrong_type(constant: Constant, value: Value) -> str:
     kind = type(constant.value).__name__
     return f"{constant.name}: line {constant.line} holds {constant.spelling} ({kind}), not {value!r}"
@@ -319,3 +244,7 @@ def _absent(name: str, found: Mapping[str, Constant]) -> str:
     near = get_close_matches(name, found, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"no constant of this name at the top level of the file{hint}"
+
+
+def _quotable(text: str) -> bool:
+    return text.isprintable() and '"' not in text and "\\" not in text

@@ -132,16 +132,29 @@ def writing(folder: Path) -> Iterator[Ledger]:
 
 
 def make_private(folder: Path) -> None:
-    """Create a run's folder and the state folder above it, 0700 and ignored by git.  Raises `StateError`."""
-    with _disk_errors(folder):
-        for path in (folder.parent, folder):
-            if path.is_symlink():
-                message = f"{path} is a link: the state folder must be a real folder of yours"
-                raise StateError(message)
-            path.mkdir(mode=0o700, exist_ok=True)
-        ignore = folder.parent / ".gitignore"
+    """Create a run's folder inside the state folder, 0700.  Raises `StateError`."""
+    make_state(folder.parent)
+    _private_folder(folder)
+
+
+def make_state(state: Path) -> None:
+    """Create the state folder, 0700 and ignored by git.  Raises `StateError` if it is not a real folder of ours."""
+    _private_folder(state)
+    ignore = state / ".gitignore"
+    with _disk_errors(ignore):
         if not ignore.exists():
             ignore.write_text("*\n")
+
+
+def _private_folder(path: Path) -> None:
+    if path.is_symlink():
+        message = f"{path} is a link: the state folder must be a real folder of yours"
+        raise StateError(message)
+    with _disk_errors(path):
+        path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        message = f"{path} belongs to another user: remove it, or work in a clone of your own"
+        raise StateError(message)
 
 
 def record_to_json(record: Record) -> Event:

@@ -313,7 +313,9 @@ class _Heard:
             return DataError(said)
         if code == EXIT_DISK:
             return StateError(said)
-        return AutoresearchError(f"the prepare program ended with exit code {code}, which is a defect of ours:\n{said}")
+        return AutoresearchError(
+            f"the prepare program ended with exit code {code}, which is a defect of ours:\n{said}"
+        )
 
 
 def _progress(value: dict[str, Any]) -> PrepareProgress:
@@ -356,7 +358,18 @@ def _walk(folder: Path) -> Iterator[Path]:
             if not path.is_file():
                 message = f"{path} is not a regular file"
                 raise DataError(message)
+            if not _is_utf8(path):
+                message = f"{os.fsencode(path)!r}: a name that is not UTF-8; rename it"
+                raise DataError(message)
             yield path
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def content_hash(folder: Path) -> str:
@@ -403,7 +416,11 @@ def _check_sizes(prepared: Prepared) -> None:
 def _check(path: Path, shape: Mapping[str, Any], salt: str | None) -> None:
     """All that can be checked about a tree that has just come back.  Raises `DataError`."""
     wanted = {MANIFEST, *FILES} | ({SALT} if salt else set())
-    found = {entry.relative_to(path).as_posix() for entry in path.rglob("*") if not entry.is_dir() or entry.is_symlink()}
+    found = {
+        entry.relative_to(path).as_posix()
+        for entry in path.rglob("*")
+        if not entry.is_dir() or entry.is_symlink()
+    }
     strange = [name for name in found if (path / name).is_symlink() or not (path / name).is_file()]
     if found != wanted or strange:
         message = f"the prepare container gave {sorted(found)}, not the files it should"
@@ -434,7 +451,9 @@ def _check_tokens(prepared: Prepared) -> None:
             if split == "val":
                 val_bytes += int(token_bytes[block[:, 1:]].sum(dtype=np.int64))
     if val_bytes != prepared.val_bytes or val_bytes == 0:
-        raise _damaged(prepared.path, MANIFEST, f"val_bytes is {prepared.val_bytes}, the rows have {val_bytes}")
+        raise _damaged(
+            prepared.path, MANIFEST, f"val_bytes is {prepared.val_bytes}, the rows have {val_bytes}"
+        )
 
 
 def _token_bytes(path: Path, vocab_size: int) -> npt.NDArray[np.uint16]:

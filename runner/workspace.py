@@ -98,15 +98,23 @@ class Workspace:
             raise StateError(message)
         return bytes(blob.data_stream.read())
 
-    def list_files(self, commit: str, folder: str) -> list[str]:
-        """Names of the regular files directly in the task's `folder` in `commit`."""
-        where = str(self._prefix / folder)
+    def export(self, commit: str, path: str, destination: Path) -> None:
+        """Copy the task's file or folder `path` as it is in `commit` to `destination`/`path`.
+
+        Regular files only; links and submodules are left out.  Raises `StateError` if it is not there.
+        """
+        where = str(self._prefix / path)
         try:
-            tree = self._repo.commit(commit).tree / where
+            found = self._repo.commit(commit).tree / where
         except KeyError as error:
-            message = f"the folder {where} is not in commit {commit[:7]}: is it committed?"
+            message = f"{where} is not in commit {commit[:7]}: commit it first"
             raise StateError(message) from error
-        return sorted(blob.name for blob in tree.blobs if blob.mode in (0o100644, 0o100755))
+        blobs = [found] if found.type == "blob" else [item for item in found.traverse() if item.type == "blob"]
+        for blob in blobs:
+            if blob.mode in (0o100644, 0o100755):
+                target = destination / PurePosixPath(blob.path).relative_to(self._prefix)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(blob.data_stream.read())
 
     def uncommitted(self, commit: str, paths: list[str]) -> list[str]:
         """Those of the task's `paths` whose file in the checkout differs from `commit`.
@@ -155,13 +163,6 @@ class Workspace:
     def remember(self, tag: str, trial: int, commit: str) -> None:
         """Give a candidate its own reference, kept or not, so that no idea is lost."""
         self._git("update-ref", f"refs/autoresearch/{tag}/{trial}", commit)
-
-    def forget(self, tag: str) -> None:
-        """Remove the run branch and the references of its candidates (`--new`)."""
-        self.refuse_checked_out(tag)
-        names = self._git("for-each-ref", "--format=%(refname)", branch_ref(tag), f"refs/autoresearch/{tag}/")
-        for name in names.splitlines():
-            self._git("update-ref", "-d", name)
 
     def note(self, commit: str, text: str) -> None:
         """Attach the result to a candidate as a git note; replaces an earlier one."""
@@ -255,3 +256,11 @@ def _environment() -> dict[str, str]:
 def _private_index() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
         yield str(Path(folder) / "index")
+
+
+def create(folder: Path) -> None:
+    """Make `folder`, which holds a new task's files, a repository with one commit."""
+    repo = git.Repo.init(folder, initial_branch="main", template="")
+    repo.git.update_environment(**_environment())
+    repo.git.add("--all")
+    repo.git.commit("--quiet", "-m", "A new task")

@@ -45,8 +45,8 @@ UNEMBEDDING_STD = 0.001  # standard deviation of the output matrix
 X0_INIT = 0.05  # how much of the token embedding every block gets again at first
 
 # Batch
-TOTAL_BATCH_SIZE = 262_144  # tokens per optimiser step
-DEVICE_BATCH_SIZE = 128  # rows per forward pass; gradients are accumulated up to the total
+TOTAL_BATCH_SIZE = 2**18  # tokens per optimiser step
+DEVICE_BATCH_SIZE = 64  # rows per forward pass; gradients are accumulated up to the total
 
 # Learning rates and weight decay
 MATRIX_LR = 0.04  # Muon: the matrices of the blocks
@@ -162,7 +162,7 @@ def works(attend, device, dtype):
 def choose_attention(device, dtype):
     """The fastest attention that this card and the installed packages can run, and whether it has windows."""
     candidates = {}
-    if device.type == "cuda" and "S" in WINDOW_PATTERN:
+    if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability == (9, 0):
             candidates["FlashAttention 3"] = lambda: flash_attention("FA3")
@@ -170,7 +170,8 @@ def choose_attention(device, dtype):
             candidates["FlashAttention 4"] = lambda: flash_attention("FA4")
         if capability >= (8, 0):
             candidates["FlashAttention 2"] = flash_attention_2
-            candidates["FlexAttention"] = lambda: flex_attention(device)
+            if "S" in WINDOW_PATTERN:
+                candidates["FlexAttention"] = lambda: flex_attention(device)
     for name, make in candidates.items():
         try:
             attend = make()
@@ -380,7 +381,10 @@ class Muon:
             momenta = group[0].new_zeros(len(group), rows, columns, requires_grad=False)
             squares = group[0].new_zeros(len(group), rows, 1, requires_grad=False)
             self.stacks.append((group, momenta, squares, math.sqrt(max(1, rows / columns))))
-        self.update = torch.compile(muon_update, dynamic=False, fullgraph=True) if DEVICE.type == "cuda" else muon_update
+        self.update = muon_update
+        if DEVICE.type == "cuda":
+            torch._dynamo.config.recompile_limit = 64  # once for each shape, not more
+            self.update = torch.compile(muon_update, dynamic=False, fullgraph=True)
 
     @torch.no_grad()
     def step(self, rate, momentum, weight_decay):
@@ -529,7 +533,7 @@ def main(warm=DEVICE.type == "cuda"):
             rate = at * TOTAL_BATCH_SIZE / budget.elapsed()
             print(f"step {at}  {100 * budget.progress():.1f} %  loss {loss:.4f}  {rate:,.0f} tokens/s", flush=True)
 
-    while not budget.done():
+    while not (step > 0 and budget.done()):
         read = read_later(train_step(compiled, optimiser, batches, budget.progress()))
         budget.step()
         step += 1
@@ -561,7 +565,7 @@ def main(warm=DEVICE.type == "cuda"):
     save(model, summary)
     print("---")
     for key, value in summary.items():
-        print(f"{key + ':':<18}{value:.1f}" if isinstance(value, float) else f"{key + ':':<18}{value}")
+        print(f"{key + ':':<18}{value:.2f}" if isinstance(value, float) else f"{key + ':':<18}{value}")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,8 @@ class PrepareJob:
         body = prepare_body(
             self._image, volumes=volumes, labels=labels, limits=self._limits, network=spec.network
         )
-        identifier = self._client.api.create_container_from_config(body, volumes["/in"])["Id"]
+        api: Any = self._client.api
+        identifier = str(api.create_container_from_config(body, volumes["/in"])["Id"])
         try:
             self._client.api.start(identifier)
             yield identifier
@@ -354,7 +355,9 @@ class _Log:
         self._since = 0
 
     def new_lines(self) -> list[str]:
-        raw = self._client.api.logs(self._id, stdout=True, stderr=True, timestamps=True, since=self._since or None)
+        raw = self._client.api.logs(
+            self._id, stdout=True, stderr=True, timestamps=True, since=self._since or None
+        )
         lines: list[str] = []
         for line in raw.decode(errors="replace").splitlines():
             stamp, _, text = line.partition(" ")

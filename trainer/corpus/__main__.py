@@ -11,15 +11,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from corpus import kjv
 from corpus.build import Shape, Source, build
 from corpus.errors import CorpusError
-from corpus.progress import say
-from corpus.split import SPLITS, Split, assign, rank
+from corpus.progress import heartbeat, say
 
 EXIT_DATA, EXIT_DISK = 6, 7
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
@@ -30,7 +28,7 @@ class Spec:
     """`/in/spec.json`."""
 
     dataset: str
-    options: dict[str, object]
+    options: dict[str, Any]
     """All that shapes the data; copied into the manifest."""
     shape: Shape
     salt: bytes
@@ -71,34 +69,10 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-class KingJames:
-    """The embedded corpus: chapters, split by the salt."""
-
-    licence = kjv.LICENCE
-
-    def __init__(self, salt: bytes) -> None:
-        self._splits: dict[Split, list[str]] = {split: [] for split in SPLITS}
-        texts = kjv.documents()
-        codes = assign([rank(text, salt) for text in texts], [len(text) for text in texts])
-        for text, code in zip(texts, codes, strict=True):
-            self._splits[SPLITS[code]].append(text)
-
-    def facts(self) -> dict[str, object]:
-        """Nothing to add."""
-        return {}
-
-    def total(self, split: Split) -> int:
-        """The number of chapters of a split."""
-        return len(self._splits[split])
-
-    def documents(self, split: Split) -> Iterator[str]:
-        """The chapters of a split in the book's order."""
-        return iter(self._splits[split])
-
-
 def main(argv: list[str]) -> int:
     """Do what the spec says; the exit code."""
     try:
+        heartbeat()
         spec = Spec.load(Path(argv[1] if len(argv) > 1 else "/in/spec.json"))
         _empty(spec.out)
         facts: dict[str, object] = {"dataset": spec.dataset, "options": spec.options}
@@ -116,8 +90,28 @@ def main(argv: list[str]) -> int:
 
 
 def _source(spec: Spec) -> Source:
+    """Each imports only what it needs."""
     if spec.dataset == "kjv":
+        from corpus.kjv import KingJames
+
         return KingJames(_salted(spec))
+    if spec.dataset == "files":
+        from corpus.files import Folder
+
+        return Folder(spec.files, _salted(spec), spec.options["content"])
+    from corpus.shards import COLLECTIONS, Shards, Wanted
+
+    if spec.dataset in COLLECTIONS:
+        return Shards(
+            Wanted(
+                dataset=spec.dataset,
+                train_shards=int(spec.options["train_shards"]),
+                revision=str(spec.options["revision"]),
+                mirror=spec.mirror,
+                token=_reach_out(spec),
+                cache=spec.cache,
+            )
+        )
     msg = f"there is no data set {spec.dataset!r}"
     raise CorpusError(msg)
 
@@ -127,6 +121,18 @@ def _salted(spec: Spec) -> bytes:
         msg = "the spec has no salt, so the split would be guessable"
         raise CorpusError(msg)
     return spec.salt
+
+
+def _reach_out(spec: Spec) -> str | None:
+    """Put proxies and authorities where requests looks for them; the hub's token."""
+    if spec.authorities is not None:
+        os.environ["REQUESTS_CA_BUNDLE"] = str(spec.authorities)
+    if spec.secrets is None:
+        return None
+    secrets = json.loads(spec.secrets.read_text(encoding="utf-8"))
+    os.environ.update(secrets.get("proxies", {}))
+    token = secrets.get("token")
+    return str(token) if token else None
 
 
 def _empty(folder: Path) -> None:

@@ -89,7 +89,9 @@ def build(source: Source, shape: Shape, facts: dict[str, object], out: Path, thr
         **facts,
         "license": source.licence,
         **source.facts(),
-        "counts": {name: {s: getattr(counts[s], name) for s in ("train", "val", "test")} for name in _COUNTED},
+        "counts": {
+            name: {s: getattr(counts[s], name) for s in ("train", "val", "test")} for name in _COUNTED
+        },
         "val_bytes": target_bytes(out / "val" / ROWS, shape.sequence_length + 1, token_bytes),
     }
     manifest.write(out, described)
@@ -119,7 +121,9 @@ def _train(source: Source, vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _pack(source: Source, split: Split, tokenizer: Tokenizer, shape: Shape, folder: Path, threads: int) -> Counts:
+def _pack(
+    source: Source, split: Split, tokenizer: Tokenizer, shape: Shape, folder: Path, threads: int
+) -> Counts:
     folder.mkdir()
     row_length = shape.sequence_length + 1
     stage = Stage(f"pack {split}", total=source.total(split), unit="documents")

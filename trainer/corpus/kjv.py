@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Iterator
 from itertools import groupby
 
 from corpus.errors import CorpusError
+from corpus.split import SPLITS, Split, assign, rank
 
 LICENCE = "King James text: public domain (Debian bible-kjv-text; UK Crown letters patent aside)"
 READER = "/usr/bin/bible"
@@ -25,29 +27,29 @@ SECONDS = 60
 _VERSE = re.compile(r"(?P<chapter>[0-9]?[A-Za-z]+[0-9]+):[0-9]+ (?P<text>\S.*)")
 
 
-def documents() -> list[str]:
+def documents(reader: str = READER) -> list[str]:
     """Every chapter in the book's order: its verses without references, one a line.
 
     Raises `CorpusError` if the reader or its data are missing or give something else.
     """
     for switches in (("-f",), ()):
-        verses = _verses(_read(switches))
+        verses = _verses(_read(reader, switches))
         if verses is not None:
             break
     else:
-        msg = f"{READER} did not print {VERSES} verses; the prepare image needs Debian's bible-kjv and bible-kjv-text"
+        msg = f"{reader} did not print {VERSES} verses; the prepare image needs Debian's bible-kjv and bible-kjv-text"
         raise CorpusError(msg)
     chapters = [
         "".join(f"{text}\n" for _, text in group) for _, group in groupby(verses, key=lambda verse: verse[0])
     ]
     if len(chapters) != CHAPTERS:
-        msg = f"{READER} printed {len(chapters)} chapters where {CHAPTERS} were expected"
+        msg = f"{reader} printed {len(chapters)} chapters where {CHAPTERS} were expected"
         raise CorpusError(msg)
     return chapters
 
 
-def _read(switches: tuple[str, ...]) -> str:
-    command = [READER, *switches, "-p", DATA_FOLDER, "-d", DATA_FILE, EVERYTHING]
+def _read(reader: str, switches: tuple[str, ...]) -> str:
+    command = [reader, *switches, "-p", DATA_FOLDER, "-d", DATA_FILE, EVERYTHING]
     try:
         run = subprocess.run(
             command,
@@ -59,7 +61,7 @@ def _read(switches: tuple[str, ...]) -> str:
             timeout=SECONDS,
         )
     except FileNotFoundError as error:
-        msg = f"{READER} is missing: the prepare image needs Debian's bible-kjv and bible-kjv-text"
+        msg = f"{reader} is missing: the prepare image needs Debian's bible-kjv and bible-kjv-text"
         raise CorpusError(msg) from error
     except subprocess.SubprocessError as error:
         msg = f"the reader of bible-kjv failed: {error}"
@@ -72,3 +74,28 @@ def _verses(output: str) -> list[tuple[str, str]] | None:
     matches = [_VERSE.fullmatch(line) for line in output.splitlines()]
     verses = [(match["chapter"], match["text"]) for match in matches if match]
     return verses if len(matches) == len(verses) == VERSES else None
+
+
+class KingJames:
+    """A `build.Source`: the chapters, split by the salt."""
+
+    licence = LICENCE
+
+    def __init__(self, salt: bytes, reader: str = READER) -> None:
+        self._splits: dict[Split, list[str]] = {split: [] for split in SPLITS}
+        texts = documents(reader)
+        codes = assign([rank(text, salt) for text in texts], [len(text) for text in texts])
+        for text, code in zip(texts, codes, strict=True):
+            self._splits[SPLITS[code]].append(text)
+
+    def facts(self) -> dict[str, object]:
+        """Nothing to add."""
+        return {}
+
+    def total(self, split: Split) -> int:
+        """The number of chapters of a split."""
+        return len(self._splits[split])
+
+    def documents(self, split: Split) -> Iterator[str]:
+        """The chapters of a split in the book's order."""
+        return iter(self._splits[split])

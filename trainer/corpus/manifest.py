@@ -26,7 +26,8 @@ def described(root: Path) -> dict[str, dict[str, object]]:
     """Size and hash of every file under `root`, by path relative to it."""
     paths = sorted(path for path in root.rglob("*") if path.is_file() and path.name != NAME)
     return {
-        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths
+        path.relative_to(root).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in paths
     }
 
 

@@ -104,7 +104,7 @@ class Packer:
         return self._heads.pop(head) if head > 0 else self._cut(gap)
 
     def _cut(self, gap: int) -> Tokens:
-        pool = self._fragments if self._fragments else self._heads
+        pool = self._fragments or self._heads
         piece = pool.pop(pool.longest(self.row_length))
         self._fragments.push(piece[gap:])
         return piece[:gap]

@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 
 INTERVAL_SECONDS = 0.5
+HEARTBEAT_SECONDS = 5.0
+
+_lock = threading.Lock()
+_last: dict[str, object] = {}
 
 
 def say(**fields: object) -> None:
     """Write one JSON object as one line."""
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
+    with _lock:
+        if "stage" in fields:
+            _last.clear()
+            _last.update(fields)
+        sys.stdout.write(json.dumps(fields) + "\n")
+        sys.stdout.flush()
+
+
+def heartbeat() -> None:
+    """From now on repeat the last word about progress every few seconds: silence means that we hang."""
+
+    def beat() -> None:
+        while True:
+            time.sleep(HEARTBEAT_SECONDS)
+            if _last:
+                say(**_last)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 class Stage:

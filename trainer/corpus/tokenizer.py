@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import rustbpe
+import rustbpe  # type: ignore[import-untyped]
 import tiktoken
 
 from corpus.errors import CorpusError

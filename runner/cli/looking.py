@@ -1,0 +1,168 @@
+"""`status`, `log`, `show`, `report`, `champion`, `export-model` and `stop`: look at a run, or end it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.cli import parts
+from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.errors import StateError, UsageError
+from runner.ledger import State
+from runner.trial import Record, Verdict
+
+TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial.")]
+
+
+@app.command()
+def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """How the latest run stands."""
+    from runner.report.table import status_lines, status_values
+
+    _, folder, state = parts.look(task, tag)
+    if as_json:
+        typer.echo(json.dumps(status_values(folder, state.records, running=_is_held(folder), open_trial=_open(state))))
+    else:
+        for line in status_lines(folder, state.records, running=_is_held(folder), open_trial=_open(state)):
+            typer.echo(line)
+
+
+@app.command()
+def log(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """Every trial of a run, oldest first."""
+    from runner.report.jsonrow import record_json
+    from runner.report.table import print_log
+
+    _, _, state = parts.look(task, tag)
+    if as_json:
+        for record in state.records:
+            typer.echo(json.dumps(record_json(record)))
+    else:
+        print_log(state.records)
+
+
+@app.command()
+def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """One trial: result, rationale, diff, where its log is."""
+    from runner.report.jsonrow import record_json
+    from runner.report.show import show_text
+    from runner.workspace import unified_diff
+
+    workspace, folder, state = parts.look(task, tag)
+    record = _record(state, trial)
+    header = state.header or {}
+    frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
+    before = header["head"] if record.verdict is Verdict.BASELINE or record.parent is None else record.parent
+    diff = ""
+    if record.commit is not None:
+        old, new = (workspace.read(commit, frozen.editable).decode(errors="replace") for commit in (before, record.commit))
+        diff = unified_diff(old, new, frozen.editable)
+    if as_json:
+        typer.echo(json.dumps({**record_json(record), "diff": diff}))
+    else:
+        typer.echo(show_text(record, diff), nl=False)
+
+
+@app.command()
+def report(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """Draw the plot and write results.tsv again; say where they are."""
+    from runner.report.live import publish
+    from runner.report.table import print_log
+
+    _, folder, state = parts.look(task, tag)
+    if not state.records:
+        message = f"run {folder.name!r} has no finished trial yet"
+        raise UsageError(message)
+    publish(folder, state.records)
+    paths = {"plot": str(folder / "progress.png"), "results": str(folder / "results.tsv")}
+    if as_json:
+        typer.echo(json.dumps(paths))
+    else:
+        print_log(state.records)
+        for name, path in paths.items():
+            typer.echo(f"{name:8} {path}")
+
+
+@app.command()
+def champion(task: TaskOption = HERE, tag: TagOption = None) -> None:
+    """Print the champion's file: edit that for `autoresearch trial --candidate`."""
+    workspace, folder, state = parts.look(task, tag)
+    header = state.header or {}
+    frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
+    tip = workspace.tip(folder.name)
+    if tip is None:
+        message = f"the branch autoresearch/{folder.name} is gone: `autoresearch run --tag {folder.name}` says what to do"
+        raise StateError(message)
+    typer.echo(workspace.read(tip, frozen.editable).decode(errors="replace"), nl=False)
+
+
+@app.command("export-model")
+def export_model(
+    trial: TrialArgument,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: model-N.safetensors]")] = None,
+    task: TaskOption = HERE,
+    tag: TagOption = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,  # noqa: FBT002
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Copy the checkpoint of a kept trial (safetensors) out of the run's folder."""
+    from runner.loop import trial_folder
+    from runner.measure import CHECKPOINT
+
+    _, folder, state = parts.look(task, tag)
+    record = _record(state, trial)
+    source = trial_folder(folder, trial) / CHECKPOINT
+    if not source.is_file():
+        message = f"trial {trial} ({record.verdict}) has no checkpoint: only those of the first baseline and the newest kept trials stay"
+        raise UsageError(message)
+    target = output or Path(f"model-{trial}.safetensors")
+    if target.exists() and not force:
+        message = f"{target} is there already: name another --output, or --force"
+        raise UsageError(message)
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        message = f"cannot write {target}: {error.strerror}"
+        raise StateError(message) from error
+    value = {"trial": trial, "path": str(target), "bytes": target.stat().st_size, "val_bpb": record.val_bpb, "commit": record.commit}
+    typer.echo(json.dumps(value) if as_json else f"{target}: {value['bytes']} bytes, val_bpb {record.val_bpb}")
+
+
+@app.command()
+def stop(task: TaskOption = HERE, tag: TagOption = None) -> None:
+    """Ask the runner of a run to end after the current trial."""
+    workspace = parts.open_workspace(task)
+    folder = parts.run_folder(workspace.state, tag)
+    if not _is_held(folder):
+        typer.echo(f"no runner works on {folder.name!r}: there is nothing to stop")
+        return
+    (folder / "stop").touch()
+    typer.echo(f"run {folder.name!r} ends after its current trial")
+
+
+def _record(state: State, trial: int) -> Record:
+    for record in state.records:
+        if record.trial == trial:
+            return record
+    last = state.records[-1].trial if state.records else None
+    message = f"there is no finished trial {trial}" + (f"; the last is {last}" if last is not None else " yet")
+    raise UsageError(message)
+
+
+def _is_held(folder: Path) -> bool:
+    import fcntl
+
+    with (folder / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _open(state: State) -> int | None:
+    return state.open.trial if state.open else None

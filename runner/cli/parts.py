@@ -1,0 +1,192 @@
+"""Builds the parts that the commands use."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner import ledger
+from runner.errors import StateError, UsageError
+from runner.ledger import JOURNAL, State
+from runner.workspace import Workspace, check_tag
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+    from runner.prepare import Prepared, PrepareOptions
+    from runner.sandbox.volumes import PreparedVolume
+    from runner.task import Task
+
+MAX_SLOTS = 64
+
+
+def open_workspace(task: Path) -> Workspace:
+    """The repository that the task folder is in."""
+    if not task.is_dir():
+        message = f"--task {task}: there is no such folder"
+        raise UsageError(message)
+    return Workspace(task)
+
+
+def runs(state: Path) -> list[Path]:
+    """The folders of all runs, the latest last."""
+    found = [path.parent for path in state.glob(f"*/{JOURNAL}")]
+    return sorted(found, key=lambda path: (path / JOURNAL).stat().st_mtime_ns)
+
+
+def run_folder(state: Path, tag: str | None) -> Path:
+    """The folder of the run `tag`, or of the latest.  Raises `UsageError` if there is none."""
+    found = runs(state)
+    if tag is None:
+        if not found:
+            message = "there is no run yet: `autoresearch run` starts one"
+            raise UsageError(message)
+        return found[-1]
+    folder = state / checked_tag(tag)
+    if folder not in found:
+        names = ", ".join(path.name for path in found) or "none"
+        message = f"there is no run {tag!r}; there are: {names}"
+        raise UsageError(message)
+    return folder
+
+
+def checked_tag(tag: str) -> str:
+    """`tag` if it can name a branch and a folder.  Raises `UsageError`."""
+    if not check_tag(tag) or tag in ("data", "engine"):
+        message = f"--tag {tag!r}: use letters, digits, dots, dashes and underscores, at most 64"
+        raise UsageError(message)
+    return tag
+
+
+def new_tag(state: Path) -> str:
+    """A tag from today's date that no run has."""
+    day = f"{datetime.now(UTC):%b%d}".lower()
+    taken = {path.name for path in runs(state)}
+    return next(tag for tag in (day, *(f"{day}-{number}" for number in range(2, 10_000))) if tag not in taken)
+
+
+def look(task: Path, tag: str | None) -> tuple[Workspace, Path, State]:
+    """Workspace, folder and state of a run, for looking only."""
+    workspace = open_workspace(task)
+    folder = run_folder(workspace.state, tag)
+    return workspace, folder, ledger.read(folder)
+
+
+def data_root(state: Path) -> Path:
+    """Where prepared data lie: beside the runs unless AUTORESEARCH_DATA names a place that tasks share."""
+    named = os.environ.get("AUTORESEARCH_DATA")
+    return Path(named).expanduser().resolve() if named else state / "data"
+
+
+def prepare_options(task: Task) -> PrepareOptions:
+    """What the data of this task are made of."""
+    from runner.prepare import PrepareOptions
+
+    data = task.data
+    return PrepareOptions(
+        dataset=data.dataset,
+        vocab_size=data.vocab_size,
+        sequence_length=data.sequence_length,
+        val_rows=data.val_rows,
+        train_shards=data.train_shards,
+        revision=data.revision,
+        files=data.source,
+    )
+
+
+def owner_labels(state: Path) -> dict[str, str]:
+    """Labels of everything that this user makes for the tasks of this state folder."""
+    return {
+        "autoresearch": "1",
+        "autoresearch.owner": str(os.getuid()),
+        "autoresearch.state": hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12],
+    }
+
+
+def prepare_volume(task: Task, prepared: Prepared, folder: Path, labels: dict[str, str]) -> PreparedVolume:
+    """The read-only volume with the fixed side: the task's Python files but the editable one, and the tokenizer."""
+    from runner.sandbox.volumes import PreparedVolume
+    from runner.trial import InputFile
+
+    code = [path for path in sorted((folder / task.prepare).glob("*.py")) if path != folder / task.editable]
+    data = sorted((prepared.path / "prepare").iterdir())
+    files = tuple(InputFile(name=path.name, path=path) for path in (*code, *data))
+    return PreparedVolume(
+        name=f"autoresearch-prepare-{_digest(files)}-{labels['autoresearch.state']}",
+        files=files,
+        gated=False,
+        labels=tuple(labels.items()),
+    )
+
+
+@contextmanager
+def data_volume(prepared: Prepared, labels: dict[str, str]) -> Iterator[PreparedVolume]:
+    """A gated volume with the training rows that no other runner uses meanwhile.
+
+    Each concurrent runner needs its own, because the gate is a property of the volume.
+    """
+    from runner.sandbox.volumes import PreparedVolume
+    from runner.trial import InputFile
+
+    for slot in range(MAX_SLOTS):
+        path = prepared.path.with_name(f"{prepared.path.name}.slot{slot}.lock")
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield PreparedVolume(
+                name=f"autoresearch-data-{prepared.digest[:12]}-{labels['autoresearch.state']}-slot{slot}",
+                files=(InputFile(name="rows.bin", path=prepared.path / "train" / "rows.bin"),),
+                gated=True,
+                labels=tuple(labels.items()),
+            )
+            return
+        finally:
+            os.close(lock)
+    message = f"{MAX_SLOTS} runners use {prepared.path} at once: wait for one to end"
+    raise StateError(message)
+
+
+def freeze(workspace: Workspace, checkout: Task, commit: str, folder: Path) -> Path:
+    """Copy what a run is made of, as committed, into its folder; later edits do not change a run under way."""
+    frozen = folder / "task"
+    paths = [checkout.editable, checkout.prepare, checkout.brief, checkout.space, checkout.presets]
+    for path in ["autoresearch.yaml", *(path for path in paths if path is not None)]:
+        workspace.export(commit, path, frozen)
+    return frozen
+
+
+def load_frozen(folder: Path, checkout_root: Path, preset: str | None, overrides: dict[str, object]) -> Task:
+    """The task of a run, from its own folder; what a person may edit on the way is read from the checkout."""
+    from runner.task import load_task
+
+    task = load_task(folder / "task", preset, overrides)
+    source = task.data.source
+    if source is not None and source.is_relative_to(task.root):
+        source = checkout_root / source.relative_to(task.root)
+    return replace(task, data=replace(task.data, source=source))
+
+
+def _digest(files: tuple[object, ...]) -> str:
+    from runner.sandbox.volumes import file_sha256
+    from runner.trial import InputFile
+
+    hashes = {file.name: file_sha256(file.path) for file in files if isinstance(file, InputFile)}
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def connect() -> DockerClient:
+    """The engine; imported late because docker takes 0.1 s."""
+    from runner.sandbox.connect import connect as to_engine
+
+    return to_engine()

@@ -1,0 +1,255 @@
+"""`init`, `images`, `prepare`, `doctor` and `reap`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runner import ledger
+from runner.cli import parts
+from runner.cli.app import HERE, JsonOption, TaskOption, app
+from runner.errors import AutoresearchError, EngineError, UsageError
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+    from runner.prepare import Prepared
+    from runner.task import Task
+
+MIRROR = "AUTORESEARCH_MIRROR"
+"""Environment variable with the address of a hub that serves the same data sets."""
+
+images_app = typer.Typer(no_args_is_help=True, help="Build and pin what trials run in.")
+app.add_typer(images_app, name="images")
+
+
+class ImageKind(StrEnum):
+    """What an image is for."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    PREPARE = "prepare"
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist or is empty.")],
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Set its constants, budget and data in the new task.")] = None,
+) -> None:
+    """Make a new task, a git repository of its own, from the shipped trainer."""
+    from runner import workspace
+    from runner.resources import resource
+    from runner.task import apply_preset, load_task
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        message = f"{folder} is there and not empty: name a new folder"
+        raise UsageError(message)
+    task = load_task(resource(), preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(resource("trainer"), folder / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("program.md", "autoresearch.yaml"):
+        shutil.copy(resource(name), folder / name)
+    if preset is not None:
+        path = folder / task.editable
+        path.write_text(apply_preset(path.read_text(), task))
+    (folder / ".gitignore").write_text("__pycache__/\n.autoresearch/\n")
+    workspace.create(folder)
+    flag = f" --preset {preset}" if preset else ""
+    typer.echo(f"a new task in {folder}; next: cd {folder} && autoresearch images build cpu && autoresearch run{flag}")
+
+
+@images_app.command("build")
+def images_build(
+    kind: Annotated[ImageKind, typer.Argument(help="cpu, cuda or prepare.")],
+    task: TaskOption = HERE,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Build an image, or find that it is there; trials run by the recorded id only."""
+    from runner import images
+
+    state = parts.open_workspace(task).state
+    ledger.make_state(state)
+    record = images.build(kind.value, state, _say(as_json=as_json))
+    if as_json:
+        typer.echo(json.dumps(asdict(record)))
+
+
+@images_app.command("list")
+def images_list(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """What was built: kind, id, torch, size, date."""
+    from runner import images
+
+    records = images.list_images(parts.open_workspace(task).state)
+    for record in records:
+        if as_json:
+            typer.echo(json.dumps(asdict(record)))
+        else:
+            size = record.size_bytes / 1e9
+            typer.echo(f"{record.kind:8} {record.id[7:19]}  torch {record.torch or 'none'}  {size:.2f} GB  {record.built_at}")
+    if not records and not as_json:
+        typer.echo("nothing was built yet: `autoresearch images build cpu`")
+
+
+@app.command()
+def prepare(  # noqa: PLR0913 - one parameter a flag
+    task: TaskOption = HERE,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data [default: the task's own].")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", metavar="D", help="kjv, fineweb-edu, climbmix or files.")] = None,
+    source: Annotated[Path | None, typer.Option("--source", metavar="DIR", help="Folder with your text, for --dataset files.")] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Text, split, tokenizer and packed rows, made in a container; nothing is done twice."""
+    from runner.task import load_task
+
+    data: dict[str, object] = {"dataset": dataset} if dataset is not None else {}
+    if source is not None:
+        data |= {"source": str(source.resolve()), "dataset": dataset or "files"}
+    loaded = load_task(task, preset, {"data": data} if data else None)
+    state = parts.open_workspace(task).state
+    ledger.make_state(state)
+    prepared = prepared_for(loaded, state, None, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps({"path": str(prepared.path), **prepared.manifest}))
+    else:
+        typer.echo(
+            f"{prepared.dataset}: {prepared.train_rows} training and {prepared.val_rows} validation rows of "
+            f"{prepared.sequence_length} tokens, vocabulary {prepared.vocab_size}; {prepared.path}"
+        )
+
+
+@app.command()
+def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  # noqa: FBT002
+    """Remove containers and volumes that dead runs of this task left; a run that is alive is not touched."""
+    from runner.sandbox.docker import DockerSandbox
+
+    state = parts.open_workspace(task).state
+    sandbox = DockerSandbox(parts.connect())
+    removed = 0
+    for folder in parts.runs(state):
+        try:
+            with ledger.writing(folder) as run:
+                header = run.state.header
+                removed += sandbox.reap({"autoresearch.run": header["id"]}) if header else 0
+        except AutoresearchError as error:
+            typer.echo(f"left alone: {error}", err=True)
+    typer.echo(json.dumps({"removed": removed}) if as_json else f"{removed} containers and volumes removed")
+
+
+@app.command()
+def doctor(
+    task: TaskOption = HERE,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data to look for.")] = None,
+    as_json: JsonOption = False,  # noqa: FBT002
+) -> None:
+    """Engine, images, data, GPU: what holds, what does not, what to do.  Ends with the first failure's code."""
+    worst = 0
+    for name, needed, check in _checks(task, preset):
+        try:
+            ok, said = True, check()
+        except AutoresearchError as error:
+            ok, said = False, str(error)
+            worst = worst or (error.exit_code if needed else 0)
+        if as_json:
+            typer.echo(json.dumps({"check": name, "ok": ok, "needed": needed, "detail": said}))
+        else:
+            typer.echo(f"{'ok  ' if ok else 'no  ' if needed else 'none'} {name:8} {said}")
+    raise typer.Exit(worst)
+
+
+def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[], str]]]:
+    def repository() -> str:
+        workspace = parts.open_workspace(task)
+        return f"{workspace.root} at {workspace.head()[:7]}"
+
+    def engine() -> str:
+        version = parts.connect().version()
+        return f"{version['Version']}, API {version['ApiVersion']}"
+
+    def images() -> str:
+        from runner import images
+
+        state = parts.open_workspace(task).state
+        known = {found["Id"] for found in parts.connect().api.images(all=True)}
+        gone = [record.kind for record in images.list_images(state) if record.id not in known]
+        if gone:
+            message = f"the engine no longer has: {', '.join(gone)}; `autoresearch images build {gone[0]}`"
+            raise EngineError(message)
+        return f"cpu {images.image_id('cpu', state)[7:19]}"
+
+    def data() -> str:
+        from runner.errors import DataError
+        from runner.prepare import data_key, find
+        from runner.task import load_task
+
+        options = parts.prepare_options(load_task(task, preset or "smoke"))
+        found = find(parts.data_root(parts.open_workspace(task).state), options)
+        if found is None:
+            message = f"{data_key(options)} is not prepared: `autoresearch prepare --preset {preset or 'smoke'}`"
+            raise DataError(message)
+        found.verify()
+        return f"{found.path.name}, every hash as in its manifest"
+
+    def gpu() -> str:
+        from runner import gpus
+
+        return ", ".join(f"{found.index} {found.name} {found.memory_gb:.0f} GB" for found in gpus.discover())
+
+    return [
+        ("git", True, repository),
+        ("engine", True, engine),
+        ("images", True, images),
+        ("data", True, data),
+        ("gpu", False, gpu),
+    ]
+
+
+def prepared_for(task: Task, state: Path, client: DockerClient | None, *, quiet: bool) -> Prepared:
+    """The task's prepared data; made now if they are missing and need no network.
+
+    Raises `DataError` (exit 6) naming the command if they have to be downloaded first and this is a run.
+    """
+    from runner import images
+    from runner.errors import DataError
+    from runner.prepare import DATASETS, find
+    from runner.prepare import prepare as prepare_data
+    from runner.report.preparing import PrepareView
+    from runner.resources import resource
+    from runner.sandbox.job import Access, PrepareJob
+
+    root, options = parts.data_root(state), parts.prepare_options(task)
+    found = find(root, options)
+    if found is not None:
+        return found
+    if client is not None and DATASETS[options.dataset].network:
+        flag = f" --preset {task.preset}" if task.preset else ""
+        message = f"{options.dataset} is not prepared yet: `autoresearch prepare{flag}` downloads it"
+        raise DataError(message)
+    job = PrepareJob(
+        client or parts.connect(),
+        images.image_id("prepare", state),
+        resource("trainer", "corpus"),
+        access=Access.of(os.environ),
+    )
+    stream = sys.stderr if quiet else sys.stdout
+    with PrepareView(stream) as view:
+        return prepare_data(
+            options, root, job, mirror=os.environ.get(MIRROR), say=view.say, progress=view.progress
+        )
+
+
+def _say(*, as_json: bool) -> Callable[[str], None]:
+    def say(text: str) -> None:
+        typer.echo(text, err=as_json)
+
+    return say
+
+

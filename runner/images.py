@@ -1,0 +1,488 @@
+"""What trials run in: built from pinned parts, recorded by engine id, and never built twice.
+
+A kind is a Debian base with a few packages plus the wheels of a lock.  The base comes from a registry by
+digest where one answers, otherwise from Debian packages; the wheels are downloaded and checked here, on the
+host, and installed in a build without network.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner.errors import EngineError, StateError, UsageError
+from runner.resources import resource
+from runner.sandbox.build import Builder, Built
+from runner.setup.engine import keep_out_of_git
+from runner.setup.steps import CommandError, Stopwatch, apt_install, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from runner.setup.steps import Say
+
+SUITE = "bookworm"
+REGISTRY_BASE = "debian:bookworm-slim"
+PYTHON = "3.11"
+"""Of the base; the image locks hold for it."""
+TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+"""Where PyTorch publishes its builds for the CPU, for hosts whose pip finds none; see TORCH_INDEX_VARIABLE."""
+TORCH_INDEX_VARIABLE = "AUTORESEARCH_TORCH_INDEX"
+BASE_VARIABLE = "AUTORESEARCH_BASE"
+"""`registry` or `packages`: where the base comes from; unset: a registry if one answers."""
+CONTENT_LABEL = "autoresearch.content"
+BASE_LABEL = "autoresearch.base"
+BASE_NAME_LABEL = "autoresearch.base.name"
+KIND_LABEL = "autoresearch.kind"
+MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+OLDEST_GLIBC, NEWEST_GLIBC = 5, 36
+"""manylinux_2_5 to manylinux_2_36: Debian 12 has glibc 2.36."""
+CPU_TORCH_MAX_BYTES = 700 << 20
+CUDA_FREE_BYTES = 20 << 30
+"""Wheels 3 GB, installed twice while building."""
+CUDA_REQUIREMENTS = ("nvidia", "cuda", "triton")
+
+PROBE = """\
+import importlib.util, json, platform
+facts = {"python": platform.python_version(), "torch": None, "cuda": None}
+if importlib.util.find_spec("torch"):
+    import torch
+    facts["torch"], facts["cuda"] = torch.__version__, torch.version.cuda
+print(json.dumps(facts))
+"""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an image is made of."""
+
+    name: str
+    packages: tuple[str, ...]
+    """Debian packages."""
+    torch: str | None
+    """`cpu`, `cuda` or None."""
+    keep_wheels: bool = True
+
+
+_PYTHON_PACKAGES = ("python3", "libstdc++6", "libgomp1")
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("cpu", _PYTHON_PACKAGES, "cpu"),
+        # Triton compiles C against Python.h at run time.
+        Kind("cuda", (*_PYTHON_PACKAGES, "gcc", "libc6-dev", "python3-dev"), "cuda", keep_wheels=False),
+        # The only image that has the text of the data set `kjv`; trials never run in it.
+        Kind("prepare", (*_PYTHON_PACKAGES, "ca-certificates", "bible-kjv", "bible-kjv-text"), None),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord:
+    """What was built; trials run by `id` only."""
+
+    kind: str
+    id: str
+    """The engine's id, `sha256:...`."""
+    base: str
+    """A registry's digest, or the id of the base made from packages."""
+    torch: str | None
+    torch_sha256: str | None
+    """Of the wheel, which no lock fixes for the CPU build; None if the image was found, not built, here."""
+    python: str
+    built_at: str
+    lock_hash: str
+    content: str
+    """Hash of everything it is made from; another one means: build again."""
+    size_bytes: int
+
+
+# ------------------------------------------------------------------------------------------------- records
+
+
+def list_images(state: Path) -> list[ImageRecord]:
+    """What is recorded, by kind."""
+    path = state / "images.json"
+    try:
+        recorded = json.loads(path.read_text(encoding="utf-8"))
+        return [ImageRecord(**recorded[kind]) for kind in KINDS if kind in recorded]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        message = f"{path} is damaged ({error}); remove it and run `autoresearch images build` again"
+        raise StateError(message) from error
+
+
+def image_id(kind: str, state: Path) -> str:
+    """The id of the image of this kind.  Raises `EngineError` if it was not built yet."""
+    for record in list_images(state):
+        if record.kind == kind:
+            return record.id
+    message = f"no {kind} image was built yet; run: autoresearch images build {kind}"
+    raise EngineError(message)
+
+
+def _write(record: ImageRecord, state: Path) -> None:
+    records = {known.kind: asdict(known) for known in list_images(state)}
+    records[record.kind] = asdict(record)
+    text = json.dumps(records, indent=1) + "\n"
+    with tempfile.NamedTemporaryFile("w", dir=state, prefix="images.", delete=False) as part:
+        part.write(text)
+        part.flush()
+        os.fsync(part.fileno())
+    Path(part.name).replace(state / "images.json")
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def build(
+    kind: str, state: Path, say: Say, *, builder: Builder | None = None, environment: Mapping[str, str] = os.environ
+) -> ImageRecord:
+    """See to it that the image of this kind is in the engine and recorded.
+
+    Nothing is done if the recorded image is there and made from what it would be made from now; an image of
+    that content that is already in the engine is taken as it is.  Raises `EngineError`, `StateError` (disk)
+    or `UsageError` (no such kind).
+    """
+    if kind not in KINDS:
+        message = f"no image kind {kind!r}; there are: {', '.join(KINDS)}"
+        raise UsageError(message)
+    watch = Stopwatch()
+    keep_out_of_git(state)
+    with _one_at_a_time(state, say), builder or Builder.connect(environment) as engine:
+        work = _Work(KINDS[kind], state, engine, say, environment)
+        record, done = work.run()
+    say(f"images: {kind} {done}: {record.id[:19]}, {record.size_bytes / 1e9:.2f} GB ({watch})")
+    return record
+
+
+@contextmanager
+def _one_at_a_time(state: Path, say: Say) -> Iterator[None]:
+    with (state / "images.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("images: waiting for another build")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Work:
+    """One call of `build`."""
+
+    def __init__(
+        self, kind: Kind, state: Path, engine: Builder, say: Say, environment: Mapping[str, str]
+    ) -> None:
+        self._kind = kind
+        self._state = state
+        self._engine = engine
+        self._say = say
+        self._environment = environment
+        self._machine = self._look_at_machine()
+        self._lock = resource("images", f"{kind.name}.lock")
+        self._lock_hash = _sha256(self._lock)
+        base_files = [resource("images", name) for name in ("base.Dockerfile", "base.sh")]
+        self._base_hash = _digest(SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(_sha256, base_files))
+        dockerfile = _sha256(resource("images", "Dockerfile"))
+        self._content = _digest(kind.name, self._base_hash, dockerfile, self._lock_hash)
+
+    def _look_at_machine(self) -> str:
+        architecture = self._engine.architecture()
+        machine = MACHINES.get(architecture, architecture)
+        if machine not in MACHINES.values() or (self._kind.torch == "cuda" and machine != "x86_64"):
+            message = f"the {self._kind.name} image cannot be built for an engine on {architecture}"
+            raise EngineError(message)
+        return machine
+
+    def run(self) -> tuple[ImageRecord, str]:
+        """The record, and what was done."""
+        for record in list_images(self._state):
+            image = self._engine.get(record.id) if record.kind == self._kind.name else None
+            if image is not None and image.labels.get(CONTENT_LABEL) == self._content == record.content:
+                return record, "is up to date"
+        torch_hash = None
+        image = self._engine.find(CONTENT_LABEL, self._content)
+        done = "was in the engine already"
+        if image is None:
+            self._engine.remove_halves(f"{KIND_LABEL}={self._kind.name}")
+            image, torch_hash = self._build()
+            done = "built"
+        record = self._record(image, torch_hash)
+        _write(record, self._state)
+        return record, done
+
+    def _build(self) -> tuple[Built, str | None]:
+        if self._kind.torch == "cuda":
+            self._need_room()
+        wheels = _Wheels(self._kind, self._lock, self._machine, self._state, self._say, self._environment)
+        torch_hash = wheels.fetch()
+        base = self._base()
+        watch = Stopwatch()
+        files = [("Dockerfile", resource("images", "Dockerfile")), *wheels.files()]
+        labels = {
+            KIND_LABEL: self._kind.name,
+            CONTENT_LABEL: self._content,
+            BASE_NAME_LABEL: base.labels.get(BASE_NAME_LABEL, base.id),
+        }
+        image = self._engine.build(
+            files,
+            arguments={"BASE": base.id},
+            labels=labels,
+            name=f"autoresearch/{self._kind.name}:{self._content[:12]}",
+            network=False,
+            say=self._say,
+        )
+        self._say(f"images: installed the wheels ({watch})")
+        if not self._kind.keep_wheels:
+            wheels.remove()
+        return image, torch_hash
+
+    def _need_room(self) -> None:
+        free = shutil.disk_usage(self._state).free
+        if free < CUDA_FREE_BYTES:
+            message = f"building the cuda image takes {CUDA_FREE_BYTES >> 30} GiB; {free >> 30} GiB are free"
+            raise StateError(message)
+
+    def _record(self, image: Built, torch_hash: str | None) -> ImageRecord:
+        watch = Stopwatch()
+        facts = json.loads(self._engine.run(image.id, ["python3", "-c", PROBE], say=self._say))
+        has_cuda = facts["cuda"] is not None
+        if not str(facts["python"]).startswith(f"{PYTHON}.") or has_cuda != (self._kind.torch == "cuda"):
+            message = f"the {self._kind.name} image is not what its lock says: {facts}"
+            raise EngineError(message)
+        self._say(f"images: tried it: Python {facts['python']}, torch {facts['torch']} ({watch})")
+        return ImageRecord(
+            kind=self._kind.name,
+            id=image.id,
+            base=image.labels.get(BASE_NAME_LABEL, ""),
+            torch=facts["torch"],
+            torch_sha256=torch_hash,
+            python=facts["python"],
+            built_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            lock_hash=self._lock_hash,
+            content=self._content,
+            size_bytes=image.size_bytes,
+        )
+
+    # -------------------------------------------------------------------------------------------- the base
+
+    def _base(self) -> Built:
+        found = self._engine.find(BASE_LABEL, self._base_hash)
+        if found is not None:
+            return found
+        wanted = self._environment.get(BASE_VARIABLE, "")
+        if wanted not in {"", "registry", "packages"}:
+            message = f"{BASE_VARIABLE} is {wanted!r}; it may be `registry` or `packages`"
+            raise UsageError(message)
+        digest = None if wanted == "packages" else self._digest()
+        if digest is not None:
+            return self._base_from_registry(digest)
+        if wanted == "registry":
+            message = f"no registry gives {REGISTRY_BASE}, and {BASE_VARIABLE} allows nothing else"
+            raise EngineError(message)
+        return self._base_from_packages()
+
+    def _digest(self) -> str | None:
+        """The digest that was used before, so that a rebuild has the same base; else the registry's word."""
+        for record in list_images(self._state):
+            name, _, digest = record.base.partition("@")
+            if name == REGISTRY_BASE and digest:
+                return digest
+        return self._engine.registry_digest(REGISTRY_BASE)
+
+    def _base_from_registry(self, digest: str) -> Built:
+        watch = Stopwatch()
+        name = f"{REGISTRY_BASE}@{digest}"
+        proxies = {
+            key: value
+            for key, value in self._environment.items()
+            if key.lower() in {"http_proxy", "https_proxy", "no_proxy"}
+        }
+        image = self._engine.build(
+            [("Dockerfile", resource("images", "base.Dockerfile"))],
+            arguments={"DEBIAN": name, "PACKAGES": " ".join(self._kind.packages), **proxies},
+            labels={BASE_LABEL: self._base_hash, BASE_NAME_LABEL: name},
+            name=f"autoresearch/base:{self._base_hash[:12]}",
+            network=True,
+            say=self._say,
+        )
+        self._say(f"images: base from {name} ({watch})")
+        return image
+
+    def _base_from_packages(self) -> Built:
+        watch = Stopwatch()
+        self._provide_mmdebstrap()
+        with tempfile.TemporaryDirectory(dir=self._state, prefix="base.") as folder:
+            archive = Path(folder) / "base.tar"
+            script = [str(resource("images", "base.sh")), str(archive), SUITE, *self._kind.packages]
+            try:
+                run(["sh", *script], what="making a base from Debian packages", say=self._say)
+            except CommandError as error:
+                message = (
+                    f"no registry can be reached and no base can be made from packages: {error}\n{error.tail}"
+                    f"\nNeeded: a registry, or a machine whose package sources are Debian {SUITE}'s"
+                )
+                raise EngineError(message) from error
+            name = f"packages:{SUITE}@sha256:{_sha256(archive)}"
+            labels = {BASE_LABEL: self._base_hash, BASE_NAME_LABEL: name}
+            tag = f"autoresearch/base:{self._base_hash[:12]}"
+            image = self._engine.import_base(archive, name=tag, labels=labels, say=self._say)
+        self._say(f"images: base from Debian packages, no registry answers ({watch})")
+        return image
+
+    def _provide_mmdebstrap(self) -> None:
+        if shutil.which("mmdebstrap"):
+            return
+        if os.geteuid() != 0 or not shutil.which("apt-get"):
+            message = "no registry can be reached; to make a base from packages: sudo apt-get install mmdebstrap"
+            raise EngineError(message)
+        try:
+            apt_install(["mmdebstrap"], what="installing mmdebstrap", say=self._say)
+        except CommandError as error:
+            message = f"no registry can be reached, and mmdebstrap cannot be installed: {error}\n{error.tail}"
+            raise EngineError(message) from error
+
+
+# -------------------------------------------------------------------------------------------------- wheels
+
+
+class _Wheels:
+    """The wheels of one lock for one machine type, downloaded with this host's own pip and its configuration."""
+
+    def __init__(
+        self, kind: Kind, lock: Path, machine: str, state: Path, say: Say, environment: Mapping[str, str]
+    ) -> None:
+        self._kind = kind
+        self._lock = lock
+        self._machine = machine
+        self._say = say
+        self._environment = environment
+        self._folder = state / "wheels" / f"{kind.name}-{machine}"
+
+    def fetch(self) -> str | None:
+        """Download what is missing; the hash of the torch wheel, if there is one."""
+        watch = Stopwatch()
+        stamp = self._folder / "complete.json"
+        lock_hash = _sha256(self._lock)
+        try:
+            complete = json.loads(stamp.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            complete = {}
+        if complete.get("lock") == lock_hash:
+            return complete["torch"]  # type: ignore[no-any-return]
+        self.remove()
+        self._folder.mkdir(parents=True)
+        hashed, unhashed = split_lock(self._lock.read_text(encoding="utf-8"))
+        for requirement in unhashed:
+            self._fetch_torch(requirement)
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as part:
+            part.write(hashed)
+            part.flush()
+            try:
+                self._download(["--require-hashes", "--requirement", part.name])
+            except CommandError as error:
+                message = f"the wheels of {self._lock.name} cannot be downloaded: {error}\n{error.tail}"
+                raise EngineError(message) from error
+        torch = next(self._folder.glob("torch-*.whl"), None)
+        torch_hash = _sha256(torch) if torch else None
+        stamp.write_text(json.dumps({"lock": lock_hash, "torch": torch_hash}), encoding="utf-8")
+        megabytes = sum(wheel.stat().st_size for wheel in self._folder.glob("*.whl")) >> 20
+        self._say(f"images: downloaded {megabytes} MB of wheels ({watch})")
+        return torch_hash
+
+    def files(self) -> list[tuple[str, Path]]:
+        """For the build context; pip itself lies apart, as it does the installing and is not installed."""
+        wheels = sorted(self._folder.glob("*.whl"))
+        return [(f"{'pip' if w.name.startswith('pip-') else 'wheels'}/{w.name}", w) for w in wheels]
+
+    def remove(self) -> None:
+        """Remove them."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _fetch_torch(self, requirement: str) -> None:
+        """The build for the CPU: from where pip looks anyway, else from PyTorch's own index."""
+        index = self._environment.get(TORCH_INDEX_VARIABLE, TORCH_CPU_INDEX)
+        try:
+            self._download([requirement])
+        except CommandError:
+            self._say(f"images: pip finds no {requirement}; asking {index}")
+            try:
+                self._download(["--index-url", index, requirement])
+            except CommandError as error:
+                message = (
+                    f"{requirement} cannot be downloaded, neither from pip's index nor from {index} "
+                    f"(set {TORCH_INDEX_VARIABLE} to another): {error}\n{error.tail}"
+                )
+                raise EngineError(message) from error
+        for wheel in self._folder.glob("torch-*.whl"):
+            refuse_cuda(wheel)
+
+    def _download(self, what: Sequence[str]) -> None:
+        run(
+            [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
+            + ["--disable-pip-version-check", "--dest", str(self._folder), *self._target(), *what],
+            what="downloading wheels",
+            say=self._say,
+        )
+
+    def _target(self) -> list[str]:
+        """Options that name the image's Python, whatever runs here."""
+        abi = "cp" + PYTHON.replace(".", "")
+        names = [f"manylinux_2_{minor}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
+        platforms = [*names, "manylinux2014", "manylinux2010", "manylinux1", "linux"]
+        return [
+            "--implementation=cp",
+            f"--python-version={PYTHON}",
+            *(f"--abi={name}" for name in (abi, "abi3", "none")),
+            *(f"--platform={name}_{self._machine}" for name in platforms),
+        ]
+
+
+def split_lock(text: str) -> tuple[str, list[str]]:
+    """A lock's requirements with hashes, and those without (torch's CPU build)."""
+    hashed: list[str] = []
+    unhashed: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("#") or not line.strip():
+            continue
+        if line.startswith(" ") or line.endswith("\\"):
+            hashed.append(line)
+        else:
+            unhashed.append(line.strip())
+    return "\n".join(hashed) + "\n", unhashed
+
+
+def refuse_cuda(wheel: Path) -> None:
+    """Raise `EngineError` unless this torch wheel is a build for the CPU."""
+    size = wheel.stat().st_size
+    with zipfile.ZipFile(wheel) as archive:
+        member = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(member).decode()
+    headers = metadata.split("\n\n", 1)[0].splitlines()
+    demands = [line.split(":", 1)[1].strip() for line in headers if line.startswith("Requires-Dist:")]
+    cuda = [demand for demand in demands if demand.startswith(CUDA_REQUIREMENTS)]
+    if cuda or size > CPU_TORCH_MAX_BYTES:
+        wheel.unlink()
+        message = f"{wheel.name} ({size >> 20} MB) is not a build for the CPU: it asks for {cuda or 'nothing'}"
+        raise EngineError(message)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -1,0 +1,217 @@
+"""Building images through the engine, leaving nothing half-way behind."""
+
+from __future__ import annotations
+
+import tarfile
+import uuid
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import EngineError
+from runner.sandbox.connect import connect, translated
+from runner.setup.steps import Heartbeat
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import docker
+
+    from runner.setup.steps import Say
+
+BUILD_LABEL = "autoresearch.build"
+"""Its value names one build; what still carries it without a tag when the build is over is removed."""
+SILENT_SECONDS = 1800
+"""Installing several GB says nothing for minutes."""
+CHUNK = 1 << 20
+TAIL_LINES = 20
+PROBE_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An image as the engine has it."""
+
+    id: str
+    labels: Mapping[str, str]
+    size_bytes: int
+
+
+class Builder:
+    """One connection for building."""
+
+    def __init__(self, client: docker.DockerClient) -> None:
+        self._client = client
+
+    @staticmethod
+    def connect(environment: Mapping[str, str] | None = None) -> Builder:
+        """Raises `EngineError` if no usable engine answers."""
+        return Builder(connect(environment, timeout=SILENT_SECONDS))
+
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------------------------------- looking
+
+    def architecture(self) -> str:
+        """`amd64`, `arm64`, ..."""
+        with translated("asking the engine for its version"):
+            return str(self._client.version()["Arch"])
+
+    def get(self, image: str) -> Built | None:
+        """The image with this id or name, or None."""
+        import docker.errors
+
+        with translated(f"looking for image {image}"):
+            try:
+                return _built(self._client.images.get(image))
+            except docker.errors.ImageNotFound:
+                return None
+
+    def find(self, label: str, value: str) -> Built | None:
+        """The newest tagged image that carries the label."""
+        with translated("looking for images"):
+            images = self._client.images.list(filters={"label": f"{label}={value}", "dangling": False})
+            newest = max(images, key=lambda image: str(image.attrs.get("Created", "")), default=None)
+        return None if newest is None else _built(newest)
+
+    def registry_digest(self, reference: str) -> str | None:
+        """The digest a registry gives for `reference` now, or None where no registry can be reached."""
+        with suppress(EngineError), translated(f"asking the registry for {reference}"):
+            return str(self._client.images.get_registry_data(reference).id)
+        return None
+
+    # ------------------------------------------------------------------------------------------- making
+
+    def import_base(self, archive: Path, *, name: str, labels: Mapping[str, str], say: Say) -> Built:
+        """Make an image with one layer from a root file system."""
+        repository, tag = name.rsplit(":", 1)
+        changes = [f'LABEL {label}="{value}"' for label, value in labels.items()]
+        with Heartbeat("importing the base", say), translated("importing the base"):
+            self._client.api.import_image_from_file(
+                str(archive), repository=repository, tag=tag, changes=changes
+            )
+        return self._known(name)
+
+    def build(  # noqa: PLR0913 - the engine's own parameters
+        self,
+        files: Sequence[tuple[str, Path]],
+        *,
+        arguments: Mapping[str, str],
+        labels: Mapping[str, str],
+        name: str,
+        network: bool,
+        say: Say,
+    ) -> Built:
+        """Build the `Dockerfile` among `files` (name in the context, path here) and tag it.
+
+        With the classic builder, which every engine has.  Whatever way it ends, no container and no stage
+        stays behind.
+        """
+        build = uuid.uuid4().hex
+        with self._leaving_nothing(build), translated(f"building {name}"):
+            stream = self._client.api.build(
+                fileobj=_context(files),  # type: ignore[arg-type] # any iterable of bytes will do
+                custom_context=True,
+                buildargs={**arguments, "BUILD": build},
+                labels=dict(labels),
+                tag=name,
+                network_mode="default" if network else "none",
+                nocache=True,
+                rm=True,
+                forcerm=True,
+                decode=True,
+            )
+            _follow(stream, name, say)
+            return self._known(name)
+
+    def _known(self, name: str) -> Built:
+        built = self.get(name)
+        if built is None:
+            message = f"the engine lost {name} right after making it"
+            raise EngineError(message)
+        return built
+
+    @contextmanager
+    def _leaving_nothing(self, build: str) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self.remove_halves(f"{BUILD_LABEL}={build}")
+
+    def remove_halves(self, label: str) -> None:
+        """Remove containers and untagged images of builds that carry `label` (`key` or `key=value`)."""
+        with translated("cleaning up after the build"):
+            for container in self._client.containers.list(all=True, filters={"label": label}):
+                container.remove(force=True)
+            self._client.images.prune(filters={"dangling": True, "label": label})
+
+    def run(self, image: str, command: Sequence[str], *, say: Say) -> str:
+        """Run a trusted command in a fresh container without network; give back what it printed."""
+        with Heartbeat("trying the image", say), translated(f"trying image {image}"):
+            container = self._client.containers.create(
+                image,
+                list(command),
+                network_mode="none",
+                read_only=True,
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges:true"],
+                mem_limit=PROBE_MEMORY,
+                pids_limit=256,
+                labels={"autoresearch.role": "probe"},
+            )
+            try:
+                container.start()
+                code = int(container.wait()["StatusCode"])
+                output = container.logs().decode(errors="replace")
+            finally:
+                container.remove(force=True, v=True)
+        if code:
+            message = f"the image does not work (exit code {code}):\n{output[-2000:]}"
+            raise EngineError(message)
+        return output
+
+    def remove(self, image: str) -> None:
+        """Remove an image if nothing uses it."""
+        with translated(f"removing image {image}"):
+            self._client.images.remove(image)
+
+
+def _built(image: Any) -> Built:
+    return Built(id=str(image.id), labels=dict(image.labels), size_bytes=int(image.attrs["Size"]))
+
+
+def _context(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
+    """A tar of `files`, made while it is sent: a context of several GB needs no room on disk."""
+    for name, path in files:
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = path.stat().st_size, 0o644
+        yield info.tobuf()
+        with path.open("rb") as source:
+            while chunk := source.read(CHUNK):
+                yield chunk
+        yield bytes(-info.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _follow(stream: Iterator[dict[str, Any]], name: str, say: Say) -> None:
+    """Show the steps; raise on the error that ends a failed build."""
+    said: list[str] = []
+    with Heartbeat(f"building {name}", say) as beat:
+        for event in stream:
+            text = str(event.get("stream") or event.get("status") or "").rstrip()
+            for line in text.splitlines():
+                said.append(line)
+                beat.note(line)
+            if "error" in event:
+                tail = "\n".join(said[-TAIL_LINES:])
+                message = f"{name} could not be built: {event['error']}\n{tail}"
+                raise EngineError(message)

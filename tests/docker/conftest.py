@@ -1,0 +1,37 @@
+"""A real engine and the real images.  Where they are missing these tests fail: they are never skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner import images
+from runner.sandbox.connect import connect
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+STATE = Path(__file__).parents[2] / ".autoresearch"
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[DockerClient]:
+    client = connect()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def cpu_image() -> str:
+    """Engine id of the cpu image; `make images` builds it."""
+    return images.image_id("cpu", STATE)
+
+
+def ours(client: DockerClient, label: str) -> list[str]:
+    """Names of every container and volume that carries `label`."""
+    containers = client.api.containers(all=True, filters={"label": [label]})
+    volumes = client.api.volumes({"label": [label]})["Volumes"] or []
+    return [found["Names"][0] for found in containers] + [found["Name"] for found in volumes]
