@@ -10,6 +10,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from runner.trial import Ending, Record, Seconds, Verdict
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
+LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 10, 0.02
 
 Event = dict[str, Any]
 
@@ -115,7 +117,7 @@ def writing(folder: Path) -> Iterator[Ledger]:
     lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock)
         except BlockingIOError as error:
             owner = os.pread(lock, 32, 0).decode(errors="replace").strip() or "unknown"
             message = f"run {folder.name!r} is held by another runner (process {owner}): wait, `autoresearch stop`, or use another --tag"
@@ -129,6 +131,26 @@ def writing(folder: Path) -> Iterator[Ledger]:
             ledger.close()
     finally:
         os.close(lock)
+
+
+def is_held(folder: Path) -> bool:
+    """True if a runner works on the run in `folder` now."""
+    with (folder / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _lock(lock: int) -> None:
+    # Whoever only looks (`is_held`) has the lock for a moment.
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_SECONDS)
+    return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def make_private(folder: Path) -> None:

@@ -75,11 +75,14 @@ class Loop:
         Raises `BaselineError` if the unmodified file gives no score, and whatever the parts raise.
         """
         began, judged = self._clock(), 0
+        (self._ledger.folder / "stop").unlink(missing_ok=True)
         self._settle()
         while (need := self._missing_baseline()) is not None:
             record = self._resume_or(partial(self._propose_baseline, need))
             if record is None or record.verdict is not Verdict.BASELINE:
                 raise BaselineError(self._baseline_advice())
+        if self._ledger.state.open is not None:
+            self._resume_or(lambda: None)
         for record in self.records:
             if record.agent == self._agent.name:
                 self._agent.observe(record)
@@ -91,7 +94,7 @@ class Loop:
             if (self._ledger.folder / "stop").exists():
                 (self._ledger.folder / "stop").unlink(missing_ok=True)
                 return Outcome(reason="asked to stop", judged=judged)
-            proposed = self._resume_or(self._propose_next)
+            proposed = self._propose_next()
             if proposed is None:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
             judged += 1

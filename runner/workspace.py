@@ -25,6 +25,7 @@ NOTES_REF = "refs/notes/autoresearch"
 BRANCH_PREFIX = "refs/heads/autoresearch/"
 IDENTITY = ("autoresearch", "autoresearch@localhost")
 _ABSENT = "0" * 40
+_REGULAR = ("100644", "100755")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 # Whatever a repository's own configuration or the user's says, git must not run a program for it.
@@ -57,6 +58,16 @@ class CommitText:
         return "\n\n".join(part for part in (self.subject, self.body, trailers) if part) + "\n"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One line of a tree."""
+
+    mode: str
+    identifier: str
+    path: str
+    """From the repository's root."""
+
+
 class Workspace:
     """One task folder inside one git repository."""
 
@@ -67,7 +78,7 @@ class Workspace:
         except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
             message = f"{folder} is not in a git repository: `autoresearch init DIR` makes a new task"
             raise StateError(message) from error
-        self._repo.git.update_environment(**_environment())
+        self._repo.git.update_environment(**_environment(), GIT_LITERAL_PATHSPECS="1")
         common = Path(self._repo.common_dir).resolve()
         self.state = common.parent / STATE_FOLDER if common.name == ".git" else common / STATE_FOLDER[1:]
         root = self._repo.working_tree_dir
@@ -87,34 +98,23 @@ class Workspace:
 
     def read(self, commit: str, path: str) -> bytes:
         """The bytes of the task's file `path` in `commit`.  Raises `StateError` if it is not a regular file there."""
-        where = str(self._prefix / path)
-        try:
-            blob = self._repo.commit(commit).tree / where
-        except KeyError as error:
-            message = f"{where} is not in commit {commit[:7]}: is it committed?"
-            raise StateError(message) from error
-        if blob.type != "blob" or blob.mode not in (0o100644, 0o100755):
-            message = f"{where} in commit {commit[:7]} is not a regular file"
+        entry = self._entry(commit, path)
+        if entry.mode not in _REGULAR:
+            message = f"{entry.path} in commit {commit[:7]} is not a regular file"
             raise StateError(message)
-        return bytes(blob.data_stream.read())
+        return self._blob(entry.identifier)
 
     def export(self, commit: str, path: str, destination: Path) -> None:
         """Copy the task's file or folder `path` as it is in `commit` to `destination`/`path`.
 
         Regular files only; links and submodules are left out.  Raises `StateError` if it is not there.
         """
-        where = str(self._prefix / path)
-        try:
-            found = self._repo.commit(commit).tree / where
-        except KeyError as error:
-            message = f"{where} is not in commit {commit[:7]}: commit it first"
-            raise StateError(message) from error
-        blobs = [found] if found.type == "blob" else [item for item in found.traverse() if item.type == "blob"]
-        for blob in blobs:
-            if blob.mode in (0o100644, 0o100755):
-                target = destination / PurePosixPath(blob.path).relative_to(self._prefix)
+        top = self._entry(commit, path)
+        for entry in [top] if top.mode in _REGULAR else self._list(commit, "-r", f"{top.path}/"):
+            if entry.mode in _REGULAR:
+                target = destination / PurePosixPath(entry.path).relative_to(self._prefix)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(blob.data_stream.read())
+                target.write_bytes(self._blob(entry.identifier))
 
     def uncommitted(self, commit: str, paths: list[str]) -> list[str]:
         """Those of the task's `paths` whose file in the checkout differs from `commit`.
@@ -131,12 +131,11 @@ class Workspace:
 
     def candidate(self, parent: str, path: str, source: bytes, text: CommitText) -> str:
         """Write the commit that is `parent`'s tree with the task's file `path` replaced; no reference moves."""
-        where = str(self._prefix / path)
-        mode = (self._repo.commit(parent).tree / where).mode
+        entry = self._entry(parent, path)
         with _private_index() as index, self._repo.git.custom_environment(GIT_INDEX_FILE=index):
             blob = self._piped(source, "hash-object", "-w", "--stdin", "--no-filters")
             self._git("read-tree", parent)
-            self._git("update-index", "--add", "--cacheinfo", f"{mode:o},{blob},{where}")
+            self._git("update-index", "--add", "--cacheinfo", f"{entry.mode},{blob},{entry.path}")
             tree = self._git("write-tree")
         dates = {"GIT_AUTHOR_DATE": text.date, "GIT_COMMITTER_DATE": text.date}
         with self._repo.git.custom_environment(**dates):
@@ -183,6 +182,26 @@ class Workspace:
                     "(`git switch -` ), or look at results with `autoresearch show`"
                 )
                 raise StateError(message)
+
+    def _entry(self, commit: str, path: str) -> _Entry:
+        where = str(self._prefix / path)
+        found = self._list(commit, where)
+        if not found:
+            message = f"{where} is not in commit {commit[:7]}: commit it first"
+            raise StateError(message)
+        return found[0]
+
+    def _list(self, commit: str, *arguments: str) -> list[_Entry]:
+        # Paths are literal and relative to the repository's root, wherever the task folder is.
+        options = [argument for argument in arguments if argument.startswith("-")]
+        paths = [argument for argument in arguments if argument not in options]
+        out = self._git("ls-tree", "-z", "--full-tree", *options, commit, "--", *paths)
+        entries = [line.split("\t", 1) for line in out.split("\0") if line]
+        return [_Entry(mode=facts.split()[0], identifier=facts.split()[2], path=path) for facts, path in entries]
+
+    def _blob(self, identifier: str) -> bytes:
+        command = ["git", "cat-file", "blob", identifier]
+        return bytes(self._repo.git.execute(command, stdout_as_string=False, strip_newline_in_stdout=False))
 
     def _swap(self, ref: str, new: str, old: str) -> None:
         try:

@@ -12,7 +12,7 @@ import typer
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.errors import StateError, UsageError
-from runner.ledger import State
+from runner.ledger import State, is_held
 from runner.trial import Record, Verdict
 
 TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial.")]
@@ -25,9 +25,9 @@ def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption =
 
     _, folder, state = parts.look(task, tag)
     if as_json:
-        typer.echo(json.dumps(status_values(folder, state.records, running=_is_held(folder), open_trial=_open(state))))
+        typer.echo(json.dumps(status_values(folder, state.records, running=is_held(folder), open_trial=_open(state))))
     else:
-        for line in status_lines(folder, state.records, running=_is_held(folder), open_trial=_open(state)):
+        for line in status_lines(folder, state.records, running=is_held(folder), open_trial=_open(state)):
             typer.echo(line)
 
 
@@ -137,7 +137,7 @@ def stop(task: TaskOption = HERE, tag: TagOption = None) -> None:
     """Ask the runner of a run to end after the current trial."""
     workspace = parts.open_workspace(task)
     folder = parts.run_folder(workspace.state, tag)
-    if not _is_held(folder):
+    if not is_held(folder):
         typer.echo(f"no runner works on {folder.name!r}: there is nothing to stop")
         return
     (folder / "stop").touch()
@@ -151,17 +151,6 @@ def _record(state: State, trial: int) -> Record:
     last = state.records[-1].trial if state.records else None
     message = f"there is no finished trial {trial}" + (f"; the last is {last}" if last is not None else " yet")
     raise UsageError(message)
-
-
-def _is_held(folder: Path) -> bool:
-    import fcntl
-
-    with (folder / "lock").open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _open(state: State) -> int | None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,14 @@ def _path(text: str | None) -> Path | None:
 
 def main(argv: list[str]) -> int:
     """Do what the spec says; the exit code."""
+    heartbeat()
+    return guarded(lambda: _run(Path(argv[1] if len(argv) > 1 else "/in/spec.json")))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Do `work`; errors that a person can act on become one line and an exit code."""
     try:
-        heartbeat()
-        spec = Spec.load(Path(argv[1] if len(argv) > 1 else "/in/spec.json"))
-        _empty(spec.out)
-        facts: dict[str, object] = {"dataset": spec.dataset, "options": spec.options}
-        build(_source(spec), spec.shape, facts, spec.out, threads=len(os.sched_getaffinity(0)))
+        work()
     except CorpusError as error:
         say(error=str(error))
         return EXIT_DATA
@@ -85,8 +88,15 @@ def main(argv: list[str]) -> int:
             raise
         say(error=f"the engine's disk is full ({error.strerror}): free some space and prepare again")
         return EXIT_DISK
-    say(stage="done", done=1, total=1, unit="trees", note="")
+    say(stage="done", done=1, total=1, unit="", note="")
     return 0
+
+
+def _run(path: Path) -> None:
+    spec = Spec.load(path)
+    _empty(spec.out)
+    facts: dict[str, object] = {"dataset": spec.dataset, "options": spec.options}
+    build(_source(spec), spec.shape, facts, spec.out, threads=len(os.sched_getaffinity(0)))
 
 
 def _source(spec: Spec) -> Source:

@@ -1,0 +1,170 @@
+"""Whole fakes of the seams, type-checked against the protocols."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from runner.protocols import Agent, Sandbox, View
+from runner.trial import Ending, Progress, Proposal, Record, Refusal, Result, TrialSpec
+
+VOCAB, LENGTH, ROWS = 300, 8, 6
+
+
+def prepared_folder(path: Path) -> Path:
+    """A tiny folder of prepared data: one byte a token, so that val_bpb is nll / ln 2."""
+    contents = {
+        "prepare/data.json": json.dumps({"vocab_size": VOCAB, "sequence_length": LENGTH}).encode(),
+        "prepare/tokenizer.json": b"{}",
+        "train/rows.bin": np.ones((4, LENGTH + 1), "<u2").tobytes(),
+        "val/rows.bin": np.arange(1, ROWS * (LENGTH + 1) + 1, dtype="<u2").tobytes(),
+        "test/rows.bin": np.ones((1, LENGTH + 1), "<u2").tobytes(),
+    }
+    for name, data in contents.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    np.save(path / "prepare" / "token_bytes.npy", np.ones(VOCAB, np.uint16))
+    names = [*contents, "prepare/token_bytes.npy"]
+    files = {
+        name: {
+            "bytes": (path / name).stat().st_size,
+            "sha256": hashlib.sha256((path / name).read_bytes()).hexdigest(),
+        }
+        for name in names
+    }
+    manifest = {
+        "format": 1,
+        "dataset": "kjv",
+        "license": "none",
+        "options": {"vocab_size": VOCAB, "sequence_length": LENGTH},
+        "files": files,
+        "counts": {"documents": {}, "rows": {"train": 4, "val": ROWS, "test": 1}, "tokens": {}},
+        "val_bytes": ROWS * LENGTH,
+        "created": "2026-11-21T00:00:00+00:00",
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def safetensors(elements: int) -> bytes:
+    """A file with one tensor."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [elements], "data_offsets": [0, 4 * elements]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4 * elements)
+
+
+@dataclass
+class FakeSandbox:
+    """Scores a candidate by its `SCORE = x` line (bits per byte); `CRASH` in the file crashes its training."""
+
+    raises: list[BaseException | None] = field(default_factory=list)
+    """Raised by the next calls, in turn; None lets one pass."""
+    specs: list[TrialSpec] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)
+
+    def run(
+        self,
+        spec: TrialSpec,
+        destination: Path,
+        *,
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> Result:
+        self.specs.append(spec)
+        created(f"container-{len(self.specs)}")
+        error = self.raises.pop(0) if self.raises else None
+        if error is not None:
+            raise error
+        progress(Progress(phase=spec.phase, step=1, loss=2.0, seconds=0.5))
+        files = {file.name: file.path for file in (*spec.files, *spec.gated_files)}
+        source = files["train.py"].read_text()
+        if spec.phase == "train":
+            self.seeds.append(json.loads(files["trial.json"].read_text())["seed"])
+            return self._train(source, destination)
+        return self._claim(source, files["rows.bin"], destination)
+
+    def reap(self, labels: dict[str, str]) -> int:
+        return 0
+
+    def _train(self, source: str, destination: Path) -> Result:
+        if "CRASH" in source:
+            return Result(ending=Ending.CRASHED, reason="exit code 1", exit_code=1, seconds=1.0, total_seconds=1.5)
+        if "MEMORY" in source:
+            return Result(ending=Ending.OUT_OF_MEMORY, reason="the kernel ended a process", seconds=1.0)
+        (destination / "checkpoint.safetensors").write_bytes(safetensors(7))
+        (destination / "summary.json").write_text('{"num_steps": 20, "total_tokens_M": 0.5, "odd": "text", "big": 1e400}')
+        (destination / "progress.json").write_text('{"step": 20, "losses": [[1, 3.5], [2, "x"], [20, 2.5]]}')
+        names = ("checkpoint.safetensors", "summary.json", "progress.json")
+        return self._finished(tuple((name, destination / name) for name in names), seconds=2.0)
+
+    def _claim(self, source: str, rows: Path, destination: Path) -> Result:
+        found = re.search(r"SCORE = ([\d.]+)", source)
+        assert found is not None
+        handed = np.fromfile(rows, "<u2").reshape(ROWS, LENGTH + 1)
+        nll = np.full((ROWS, LENGTH), float(found[1]) * math.log(2), "<f4")
+        # Tied to the row itself, with mean 0: a score is right only if the rows' order is undone.
+        nll += ((handed[:, 1:] % 2).astype("<f4") - 0.5) * 0.01
+        nll.tofile(destination / "nll.bin")
+        return self._finished((("nll.bin", destination / "nll.bin"),), seconds=1.0)
+
+    def _finished(self, outputs: tuple[tuple[str, Path], ...], *, seconds: float) -> Result:
+        return Result(
+            ending=Ending.FINISHED,
+            reason="exit code 0",
+            exit_code=0,
+            startup_seconds=0.5,
+            seconds=seconds,
+            total_seconds=seconds + 1,
+            outputs=outputs,
+            peak_memory_bytes=1 << 29,
+        )
+
+
+@dataclass
+class ScriptedAgent:
+    """Proposes the given files, or refusals, in turn."""
+
+    sources: list[str | Refusal]
+    name: str = "scripted"
+    reads_brief: bool = False
+    observed: list[Record] = field(default_factory=list)
+
+    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
+        done = sum(record.agent == self.name for record in history)
+        if done >= len(self.sources):
+            return None
+        source = self.sources[done]
+        if isinstance(source, Refusal):
+            return source
+        return Proposal(agent=self.name, idea=f"idea {done}", why="because", source=source, token=str(done))
+
+    def observe(self, record: Record) -> None:
+        self.observed.append(record)
+
+
+@dataclass
+class RecordingView:
+    """Remembers what it was shown."""
+
+    seen: list[str] = field(default_factory=list)
+
+    def started(self, trial: int, idea: str) -> None:
+        self.seen.append(f"started {trial}")
+
+    def progress(self, trial: int, progress: Progress) -> None:
+        self.seen.append(f"{trial} {progress.phase}")
+
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
+        self.seen.append(f"{record.trial} {record.verdict}")
+
+
+_sandbox: Sandbox = FakeSandbox()
+_agent: Agent = ScriptedAgent([])
+_view: View = RecordingView()
