@@ -57,7 +57,6 @@ def main() -> None:
     agree = ("--universal", f"--constraint={llm}")
     runtime.write_text(compile_lock(project, *agree))
     dev.write_text(compile_lock(project, *agree, "--extra=dev"))
-    like_host = f"--constraint={dev}"
 
     # For one Python and one system, so without markers, which pip reads for the host's Python and not the image's.
     # The hashes are those of all wheels of a version, so cpu and prepare serve aarch64 too.

@@ -15,22 +15,17 @@ import shutil
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from runner.errors import EngineError, StateError, UsageError
 from runner.resources import resource
 from runner.sandbox.build import Builder, Built
 from runner.setup.engine import keep_out_of_git
-from runner.setup.steps import CommandError, Stopwatch, apt_install, run
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from runner.setup.steps import Say
+from runner.setup.steps import CommandError, Say, Stopwatch, apt_install, run
 
 SUITE = "bookworm"
 REGISTRY_BASE = "debian:bookworm-slim"
@@ -45,12 +40,14 @@ CONTENT_LABEL = "autoresearch.content"
 BASE_LABEL = "autoresearch.base"
 BASE_NAME_LABEL = "autoresearch.base.name"
 KIND_LABEL = "autoresearch.kind"
+TORCH_LABEL = "autoresearch.torch.sha256"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 OLDEST_GLIBC, NEWEST_GLIBC = 5, 36
 """manylinux_2_5 to manylinux_2_36: Debian 12 has glibc 2.36."""
 CPU_TORCH_MAX_BYTES = 700 << 20
 CUDA_FREE_BYTES = 20 << 30
 """Wheels 3 GB, installed twice while building."""
+PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--progress-bar=off", "--disable-pip-version-check")
 CUDA_REQUIREMENTS = ("nvidia", "cuda", "triton")
 
 PROBE = """\
@@ -99,13 +96,15 @@ class ImageRecord:
     """A registry's digest, or the id of the base made from packages."""
     torch: str | None
     torch_sha256: str | None
-    """Of the wheel, which no lock fixes for the CPU build; None if the image was found, not built, here."""
+    """Of the wheel, which no lock fixes for the CPU build."""
     python: str
     built_at: str
     lock_hash: str
     content: str
     """Hash of everything it is made from; another one means: build again."""
     size_bytes: int
+    built_here: bool
+    """False: it was in the engine already, so it is not ours to remove."""
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -148,7 +147,12 @@ def _write(record: ImageRecord, state: Path) -> None:
 
 
 def build(
-    kind: str, state: Path, say: Say, *, builder: Builder | None = None, environment: Mapping[str, str] = os.environ
+    kind: str,
+    state: Path,
+    say: Say,
+    *,
+    builder: Builder | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> ImageRecord:
     """See to it that the image of this kind is in the engine and recorded.
 
@@ -194,7 +198,9 @@ class _Work:
         self._lock = resource("images", f"{kind.name}.lock")
         self._lock_hash = _sha256(self._lock)
         base_files = [resource("images", name) for name in ("base.Dockerfile", "base.sh")]
-        self._base_hash = _digest(SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(_sha256, base_files))
+        self._base_hash = _digest(
+            SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(_sha256, base_files)
+        )
         dockerfile = _sha256(resource("images", "Dockerfile"))
         self._content = _digest(kind.name, self._base_hash, dockerfile, self._lock_hash)
 
@@ -212,18 +218,12 @@ class _Work:
             image = self._engine.get(record.id) if record.kind == self._kind.name else None
             if image is not None and image.labels.get(CONTENT_LABEL) == self._content == record.content:
                 return record, "is up to date"
-        torch_hash = None
-        image = self._engine.find(CONTENT_LABEL, self._content)
-        done = "was in the engine already"
-        if image is None:
-            self._engine.remove_halves(f"{KIND_LABEL}={self._kind.name}")
-            image, torch_hash = self._build()
-            done = "built"
-        record = self._record(image, torch_hash)
+        found = self._engine.find(CONTENT_LABEL, self._content)
+        record = self._record(found or self._build(), built_here=found is None)
         _write(record, self._state)
-        return record, done
+        return record, "was in the engine already" if found else "built"
 
-    def _build(self) -> tuple[Built, str | None]:
+    def _build(self) -> Built:
         if self._kind.torch == "cuda":
             self._need_room()
         wheels = _Wheels(self._kind, self._lock, self._machine, self._state, self._say, self._environment)
@@ -234,6 +234,7 @@ class _Work:
         labels = {
             KIND_LABEL: self._kind.name,
             CONTENT_LABEL: self._content,
+            TORCH_LABEL: torch_hash or "",
             BASE_NAME_LABEL: base.labels.get(BASE_NAME_LABEL, base.id),
         }
         image = self._engine.build(
@@ -247,7 +248,7 @@ class _Work:
         self._say(f"images: installed the wheels ({watch})")
         if not self._kind.keep_wheels:
             wheels.remove()
-        return image, torch_hash
+        return image
 
     def _need_room(self) -> None:
         free = shutil.disk_usage(self._state).free
@@ -255,7 +256,7 @@ class _Work:
             message = f"building the cuda image takes {CUDA_FREE_BYTES >> 30} GiB; {free >> 30} GiB are free"
             raise StateError(message)
 
-    def _record(self, image: Built, torch_hash: str | None) -> ImageRecord:
+    def _record(self, image: Built, *, built_here: bool) -> ImageRecord:
         watch = Stopwatch()
         facts = json.loads(self._engine.run(image.id, ["python3", "-c", PROBE], say=self._say))
         has_cuda = facts["cuda"] is not None
@@ -268,12 +269,13 @@ class _Work:
             id=image.id,
             base=image.labels.get(BASE_NAME_LABEL, ""),
             torch=facts["torch"],
-            torch_sha256=torch_hash,
+            torch_sha256=image.labels.get(TORCH_LABEL) or None,
             python=facts["python"],
             built_at=datetime.now(UTC).isoformat(timespec="seconds"),
             lock_hash=self._lock_hash,
             content=self._content,
             size_bytes=image.size_bytes,
+            built_here=built_here,
         )
 
     # -------------------------------------------------------------------------------------------- the base
@@ -346,7 +348,9 @@ class _Work:
         if shutil.which("mmdebstrap"):
             return
         if os.geteuid() != 0 or not shutil.which("apt-get"):
-            message = "no registry can be reached; to make a base from packages: sudo apt-get install mmdebstrap"
+            message = (
+                "no registry can be reached; to make a base from packages: sudo apt-get install mmdebstrap"
+            )
             raise EngineError(message)
         try:
             apt_install(["mmdebstrap"], what="installing mmdebstrap", say=self._say)
@@ -431,8 +435,16 @@ class _Wheels:
 
     def _download(self, what: Sequence[str]) -> None:
         run(
-            [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
-            + ["--disable-pip-version-check", "--dest", str(self._folder), *self._target(), *what],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                *PIP_OPTIONS,
+                *self._target(),
+                f"--dest={self._folder}",
+                *what,
+            ],
             what="downloading wheels",
             say=self._say,
         )
@@ -475,7 +487,9 @@ def refuse_cuda(wheel: Path) -> None:
     cuda = [demand for demand in demands if demand.startswith(CUDA_REQUIREMENTS)]
     if cuda or size > CPU_TORCH_MAX_BYTES:
         wheel.unlink()
-        message = f"{wheel.name} ({size >> 20} MB) is not a build for the CPU: it asks for {cuda or 'nothing'}"
+        message = (
+            f"{wheel.name} ({size >> 20} MB) is not a build for the CPU: it asks for {cuda or 'nothing'}"
+        )
         raise EngineError(message)
 
 

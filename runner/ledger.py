@@ -82,16 +82,14 @@ class Ledger:
                 os.ftruncate(self._fd, whole)
                 os.fsync(self._fd)
 
-    def write(self, event: str, **fields: Any) -> None:  # noqa: ANN401 - JSON values
+    def write(self, event: str, **fields: Any) -> None:
         """Append one event; it is on the disk when this returns."""
         entry = {"event": event, **fields}
         line = (json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with _disk_errors(self._path):
             before = os.fstat(self._fd).st_size
             try:
-                written = os.write(self._fd, line)
-                if written != len(line):
-                    raise OSError(28, "no space left", str(self._path))
+                _write_all(self._fd, line)
                 os.fsync(self._fd)
             except OSError:
                 os.ftruncate(self._fd, before)
@@ -215,6 +213,11 @@ def _read(path: Path, state: State) -> tuple[int, int]:
         message = f"{path} has format {state.header.get('format')}, this version reads {FORMAT}: use the version that wrote it"
         raise StateError(message)
     return whole, len(data)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
 
 
 @contextmanager

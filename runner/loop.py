@@ -54,7 +54,7 @@ class Outcome:
 class Loop:
     """One invocation of one run."""
 
-    def __init__(  # noqa: PLR0913 - the parts, built in one place
+    def __init__(
         self,
         *,
         task: Task,
@@ -75,31 +75,35 @@ class Loop:
         Raises `BaselineError` if the unmodified file gives no score, and whatever the parts raise.
         """
         began, judged = self._clock(), 0
-        (self._ledger.folder / "stop").unlink(missing_ok=True)
+        self._stop_file().unlink(missing_ok=True)
         self._settle()
-        while (need := self._missing_baseline()) is not None:
-            record = self._resume_or(partial(self._propose_baseline, need))
-            if record is None or record.verdict is not Verdict.BASELINE:
-                raise BaselineError(self._baseline_advice())
-        if self._ledger.state.open is not None:
+        self._measure_baselines()
+        if self._ledger.state.open is not None:  # of an earlier invocation, and none of this one's trials
             self._resume_or(lambda: None)
         for record in self.records:
-            if record.agent == self._agent.name:
-                self._agent.observe(record)
-        while True:
-            if stops.trials is not None and judged >= stops.trials:
-                return Outcome(reason=f"{judged} trials done", judged=judged)
-            if stops.hours is not None and self._clock() - began >= stops.hours * 3600:
-                return Outcome(reason=f"{stops.hours:g} hours are over", judged=judged)
-            if (self._ledger.folder / "stop").exists():
-                (self._ledger.folder / "stop").unlink(missing_ok=True)
-                return Outcome(reason="asked to stop", judged=judged)
+            self._tell_agent(record)
+        while (reason := self._reached(stops, judged, self._clock() - began)) is None:
             proposed = self._propose_next()
             if proposed is None:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
             judged += 1
-            if proposed.agent == self._agent.name:
-                self._agent.observe(proposed)
+            self._tell_agent(proposed)
+        self._stop_file().unlink(missing_ok=True)
+        return Outcome(reason=reason, judged=judged)
+
+    def _reached(self, stops: Stops, judged: int, seconds: float) -> str | None:
+        if stops.trials is not None and judged >= stops.trials:
+            return f"{judged} trials done"
+        if stops.hours is not None and seconds >= stops.hours * 3600:
+            return f"{stops.hours:g} hours are over"
+        return "asked to stop" if self._stop_file().exists() else None
+
+    def _tell_agent(self, record: Record) -> None:
+        if record.agent == self._agent.name:
+            self._agent.observe(record)
+
+    def _stop_file(self) -> Path:
+        return self._ledger.folder / "stop"
 
     @property
     def records(self) -> list[Record]:
@@ -108,9 +112,11 @@ class Loop:
 
     # -- proposing ---------------------------------------------------------------------------------
 
-    def _missing_baseline(self) -> int | None:
-        done = sum(record.verdict is Verdict.BASELINE for record in self.records)
-        return done if done < self._task.judge.baselines else None
+    def _measure_baselines(self) -> None:
+        while (done := sum(record.verdict is Verdict.BASELINE for record in self.records)) < self._task.judge.baselines:
+            record = self._resume_or(partial(self._propose_baseline, done))
+            if record is None or record.verdict is not Verdict.BASELINE:
+                raise BaselineError(self._baseline_advice())
 
     def _propose_baseline(self, number: int) -> Record | None:
         again = f", measurement {number + 1}" if number else ""

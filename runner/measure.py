@@ -87,7 +87,7 @@ class Measurer:
     def __init__(self, sandbox: Sandbox, task: Task, prepared: Prepared, place: Place) -> None:
         self._sandbox, self._task, self._prepared, self._place = sandbox, task, prepared, place
 
-    def measure(  # noqa: PLR0913 - what differs between trials
+    def measure(
         self,
         trial: int,
         folder: Path,
@@ -164,7 +164,7 @@ class Measurer:
             seconds=caps.claim,
         )
 
-    def _spec(  # noqa: PLR0913 - what differs between phases
+    def _spec(
         self,
         trial: int,
         phase: str,
@@ -209,7 +209,7 @@ class Measurer:
     def _prepare_mount(self) -> VolumeMount:
         return VolumeMount(volume=self._place.prepare_volume, target="/prepare")
 
-    def _write_trial(self, folder: Path, **values: Any) -> None:  # noqa: ANN401 - JSON values
+    def _write_trial(self, folder: Path, **values: Any) -> None:
         common = {
             "device": "cuda" if self._place.gpu else "cpu",
             "threads": max(1, math.floor(self._task.limits.cpus)),
@@ -355,7 +355,7 @@ def _numbers(value: dict[str, Any]) -> dict[str, float]:
 def _curve(value: object) -> tuple[tuple[int, float], ...]:
     if not isinstance(value, list):
         return ()
-    points = [point for point in value[:CURVE_POINTS] if isinstance(point, list) and len(point) == 2]  # noqa: PLR2004
+    points = [point for point in value[:CURVE_POINTS] if isinstance(point, list) and len(point) == 2]
     return tuple(
         (step, float(loss))
         for step, loss in points
@@ -364,7 +364,7 @@ def _curve(value: object) -> tuple[tuple[int, float], ...]:
 
 
 def _sane(number: float) -> bool:
-    return -1e15 < number < 1e15  # noqa: PLR2004 - far above any honest count; false for NaN
+    return -1e15 < number < 1e15
 
 
 def _whole(value: object) -> bool:

@@ -514,20 +514,32 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
+def at_rest(data_root: Path) -> Iterator[bool]:
+    """True if no preparation is working in `data_root`; while the block runs none can begin."""
+    if not data_root.is_dir():
+        yield True
+        return
+    with (data_root / ".lock").open("a") as file:
+        yield _try_lock(file.fileno())
+
+
+@contextmanager
 def _locked(data_root: Path, say: Callable[[str], None]) -> Iterator[None]:
     """One preparation at a time per data folder; another one is waited for."""
     with (data_root / ".lock").open("a") as file:
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waited:
-                    say(f"another preparation is working in {data_root}: waiting for it")
-                waited = True
+        if not _try_lock(file.fileno()):
+            say(f"another preparation is working in {data_root}: waiting for it")
+            while not _try_lock(file.fileno()):
                 time.sleep(LOCK_POLL_SECONDS)
         yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

@@ -52,7 +52,8 @@ class Agent(Protocol):
 
     def observe(self, record: Record) -> None:
         """Called with each judged record of a proposal of its own, also when a run is continued
-        (idempotent: the same record may come again)."""
+        (idempotent: the same record may come again).
+        """
         ...
 
 

@@ -106,8 +106,8 @@ def _tensors(path: Path) -> tuple[list[tuple[int, int, int]], int]:
     size = path.stat().st_size
     with path.open("rb") as file:
         prefix = file.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0  # noqa: PLR2004 - the format's prefix
-        if not 2 <= length <= min(HEADER_LIMIT, size - 8):  # noqa: PLR2004 - "{}"
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(HEADER_LIMIT, size - 8):
             message = f"header of {length} bytes in a file of {size}"
             raise RefusedCheckpointError(message)
         raw = file.read(length)

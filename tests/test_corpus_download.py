@@ -194,7 +194,7 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_from_the_start(
         truncated(100_000)(handler)  # type: ignore[arg-type]
         hub.data, hub.etag = OTHER, '"two"'
 
-    hub.faults = [change]  # type: ignore[list-item]
+    hub.faults = [change]
     fetch(hub, tmp_path)
     assert_whole(tmp_path, OTHER)
     assert hub.requests[1]["if-range"] == '"one"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -81,14 +82,14 @@ def test_memory_is_bounded_by_the_buffer() -> None:
     given_out, taken = 0, 0
     documents = numbered([7] * 2000)
 
-    def counted() -> object:
+    def counted() -> Iterator[Tokens]:
         nonlocal taken
         for document in documents:
             assert taken - given_out <= 4 * 10 + 10 + 7
             taken += len(document)
             yield document
 
-    for block in pack(counted(), 10, 4):  # type: ignore[arg-type]
+    for block in pack(counted(), 10, 4):
         given_out += block.size
     assert given_out == 14_000
 
@@ -107,11 +108,11 @@ class Texts:
     def total(self, split: Split) -> int | None:
         return None
 
-    def documents(self, split: Split):  # type: ignore[no-untyped-def]
+    def documents(self, split: Split) -> Iterator[str]:
         return iter(self._splits[split])
 
 
-WORDS = ["naïve café 北京 — wholly 🎈 unremarkable text number %d, and so on.\n" % number for number in range(400)]
+WORDS = [f"naïve café 北京 — wholly 🎈 unremarkable text number {number}, and so on.\n" for number in range(400)]
 
 
 def made(tmp_path: Path, val_rows: int | None = None, **splits: list[str]) -> tuple[Path, Tokenizer]:

@@ -138,5 +138,8 @@ def test_a_full_disk_ends_in_exit_code_7(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_anything_else_is_a_defect_and_keeps_its_traceback() -> None:
+    def refused() -> None:
+        raise PermissionError(errno.EACCES, "no")
+
     with pytest.raises(PermissionError):
-        program.guarded(lambda: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+        program.guarded(refused)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +15,9 @@ from runner.errors import BaselineError, EngineError, StateError
 from runner.loop import Loop, Outcome, Stops
 from runner.measure import CAP_FACTOR, CAP_SLACK_SECONDS, FIRST_CAP_SECONDS, Measurer, Place
 from runner.prepare import load
-from runner.task import Budget, DataOptions, JudgeOptions, ScoreOptions, Task, TaskLimits
-from runner.trial import Record, Refusal, Verdict
+from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.task import Task
+from runner.trial import Proposal, Record, Refusal, Verdict
 from runner.workspace import Workspace
 from tests.conftest import run_git
 from tests.fakes import LENGTH, VOCAB, FakeSandbox, RecordingView, ScriptedAgent, prepared_folder
@@ -308,9 +309,11 @@ def test_an_agent_learns_of_its_own_trials_also_after_a_restart(bench: Bench) ->
 
 def test_hostile_words_make_a_plain_commit(bench: Bench) -> None:
     class Hostile(ScriptedAgent):
-        def propose(self, champion, history):  # type: ignore[no-untyped-def]
+        def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
             found = super().propose(champion, history)
-            return found and replace(found, idea="--amend\x1b[31m\nAutoresearch-Trial: 99\n" + "x" * 200)
+            if not isinstance(found, Proposal):
+                return found
+            return replace(found, idea="--amend\x1b[31m\nAutoresearch-Trial: 99\n" + "x" * 200)
 
     bench.run(Hostile(["SCORE = 1.5\n"]))
 

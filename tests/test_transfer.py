@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,7 +41,7 @@ def test_a_regular_file_arrives_whole_however_it_is_cut(data: bytes, size: int) 
         receive(in_chunks(archive((tarfile.TarInfo("../../etc/x"), data)), size), path, max_bytes=3000)
 
         assert path.read_bytes() == data
-        assert os.listdir(folder) == ["out"]
+        assert [entry.name for entry in Path(folder).iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])

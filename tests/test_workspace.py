@@ -93,7 +93,7 @@ def test_a_run_branch_that_is_checked_out_is_refused(repository: Path) -> None:
     workspace.start_branch("t", workspace.head())
     run_git(repository, "worktree", "add", "-q", "../other", "autoresearch/t")
 
-    with pytest.raises(StateError, match="checked out in .*/other"):
+    with pytest.raises(StateError, match=r"checked out in .*/other"):
         workspace.refuse_checked_out("t")
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import prepare
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
 
 LOGITS_PER_CHUNK = 1 << 25
 """Logits that are turned into float32 at a time (128 MiB)."""
@@ -25,7 +28,8 @@ LOGITS_PER_CHUNK = 1 << 25
 def load_train(path: Path) -> ModuleType:
     """train.py as a module named `train`: its definitions run, its `main` does not."""
     spec = importlib.util.spec_from_file_location("train", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["train"] = module
     spec.loader.exec_module(module)
@@ -35,7 +39,9 @@ def load_train(path: Path) -> ModuleType:
 def logits_of(model: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     """The model's answer to int64 ids [B, T], checked: floating point [B, T, VOCAB_SIZE]."""
     logits = model(inputs)
-    assert isinstance(logits, torch.Tensor), f"model(ids) gave {type(logits).__name__}; it must give a tensor of logits"
+    assert isinstance(logits, torch.Tensor), (
+        f"model(ids) gave {type(logits).__name__}; it must give a tensor of logits"
+    )
     expected = (*inputs.shape, prepare.VOCAB_SIZE)
     assert tuple(logits.shape) == expected, (
         f"model(ids) gave shape {tuple(logits.shape)} for ids of shape {tuple(inputs.shape)}; "
@@ -90,7 +96,9 @@ def main() -> None:
         device=str(prepare.DEVICE),
     )
     rows = prepare.open_rows()
-    assert len(rows) == prepare.TRIAL["rows"], f"{len(rows)} rows lie behind the gate, not {prepare.TRIAL['rows']}"
+    assert len(rows) == prepare.TRIAL["rows"], (
+        f"{len(rows)} rows lie behind the gate, not {prepare.TRIAL['rows']}"
+    )
     nll = score_rows(model, rows, batch_rows)
     partial = prepare.OUT_PATH / "nll.partial"
     nll.tofile(partial)

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import tiktoken
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -151,10 +152,11 @@ def pass_gate() -> None:
     (OUT_PATH / "ready").touch()
     while True:
         try:
-            os.listdir(GATE_PATH)
-            return
+            next(GATE_PATH.iterdir(), None)
         except OSError:
             time.sleep(0.002)
+        else:
+            return
 
 
 class Budget:
@@ -201,11 +203,32 @@ def open_gate() -> Budget:
 MAX_LOSSES = 200
 REPORT_SECONDS = 1.0
 
-_losses: list[list[float | None]] = []
-_stride = 1
-_calls = 0
-_latest: dict[str, Any] = {}
-_written = -math.inf
+
+class _Progress:
+    """What was reported so far; of the losses, every `stride`-th, so that they stay few and evenly spread."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, Any] = {}
+        self.losses: list[tuple[int, float | None]] = []
+        self.stride = 1
+        self.reports = 0
+        self.written = -math.inf
+
+    def add(self, step: int, loss: float | None, tokens: int) -> None:
+        if self.reports % self.stride == 0:
+            self.losses.append((step, loss))
+            if len(self.losses) > MAX_LOSSES:
+                del self.losses[1::2]
+                self.stride *= 2
+        self.reports += 1
+        self.latest = {"step": step, "loss": loss, "tokens": tokens}
+
+    def write(self) -> None:
+        self.written = time.monotonic()
+        _replace_json("progress.json", {**self.latest, "losses": self.losses})
+
+
+_progress = _Progress()
 
 
 def report(step: int, loss: float, tokens: int) -> None:
@@ -216,23 +239,9 @@ def report(step: int, loss: float, tokens: int) -> None:
         loss: training loss of that step, nats per token.
         tokens: tokens trained on so far.
     """
-    global _stride, _calls, _written, _latest
-    value = float(loss) if math.isfinite(loss) else None
-    if _calls % _stride == 0:
-        _losses.append([int(step), value])
-        if len(_losses) > MAX_LOSSES:
-            del _losses[1::2]
-            _stride *= 2
-    _calls += 1
-    _latest = {"step": int(step), "loss": value, "tokens": int(tokens)}
-    if time.monotonic() - _written >= REPORT_SECONDS:
-        _write_progress()
-
-
-def _write_progress() -> None:
-    global _written
-    _written = time.monotonic()
-    _replace_json("progress.json", {**_latest, "losses": _losses})
+    _progress.add(int(step), float(loss) if math.isfinite(loss) else None, int(tokens))
+    if time.monotonic() - _progress.written >= REPORT_SECONDS:
+        _progress.write()
 
 
 def save(model: torch.nn.Module, summary: Mapping[str, float]) -> None:
@@ -244,8 +253,8 @@ def save(model: torch.nn.Module, summary: Mapping[str, float]) -> None:
     """
     from safetensors.torch import save_model
 
-    if _latest:
-        _write_progress()
+    if _progress.latest:
+        _progress.write()
     _replace_json("summary.json", {name: float(value) for name, value in summary.items()})
     partial = OUT_PATH / "checkpoint.partial"
     save_model(getattr(model, "_orig_mod", model), str(partial))

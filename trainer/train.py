@@ -16,9 +16,8 @@ import time
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
 from prepare import DEVICE, SEED, SEQUENCE_LENGTH, VOCAB_SIZE, make_dataloader, open_gate, report, save
+from torch import nn
 
 STARTED = time.monotonic()
 
@@ -30,13 +29,13 @@ DEPTH = 9  # transformer blocks
 MODEL_DIM = 640  # width of the residual stream; a multiple of HEAD_DIM
 HEAD_DIM = 128  # width of one attention head; even
 MLP_RATIO = 4  # width of the hidden layer of an MLP, in model widths
-WINDOW_PATTERN = "SSSSL"  # S: short window, L: the whole context; repeated over the layers, the last is always L
+WINDOW_PATTERN = "SSSSL"  # S: short window, L: all; repeated over the layers, the last is always L
 SHORT_WINDOW = 256  # tokens that a short-window layer looks back, where the attention in use has windows
 ROPE_BASE = 200_000.0  # base of the rotary wavelengths; larger turns more slowly
 QK_SCALE = 1.1  # sharpness of attention: factor on the normalised queries and on the keys
 SOFTCAP = 15.0  # logits are squashed smoothly into plus or minus this
-VALUE_EMBEDDING_EVERY = 2  # every so many layers, counted from the last, one mixes a token's own table row into V; 0: none
-VALUE_GATE_CHANNELS = 32  # channels of the residual stream that steer how much of it
+VALUE_EMBEDDING_EVERY = 2  # one layer in so many, back from the last, adds a row of a table to V; 0: none
+VALUE_GATE_CHANNELS = 32  # channels of the residual stream that steer how much of that row
 
 # Initial weights
 INIT_SCALE = 0.68  # factor on the uniform weights of the matrices that read the residual stream
@@ -76,7 +75,7 @@ FINAL_LR = 0.05  # where it ends, relative to its height
 
 # Running
 LOG_EVERY = 10  # steps between two lines of the log
-WARM_UP_STEPS = 3  # steps on dummy tokens before the gate, so that everything is compiled when the clock starts
+WARM_UP_STEPS = 3  # steps on dummy tokens before the gate, so that all is compiled when the clock starts
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Attention.  All take queries, keys and values [B, T, heads, HEAD_DIM] and a window in tokens, or None for the whole
@@ -104,7 +103,7 @@ def flex_attention(device):
     def attend(q, k, v, window):
         if window is None:
             return full_attention(q, k, v, None)
-        assert window == SHORT_WINDOW and q.shape[1] == SEQUENCE_LENGTH, "the mask was made for another shape"
+        assert (window, q.shape[1]) == (SHORT_WINDOW, SEQUENCE_LENGTH), "the mask was made for another shape"
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         return compiled(q, k, v, block_mask=mask, scale=ATTENTION_SCALE).transpose(1, 2)
 
@@ -134,7 +133,8 @@ def forget_flash_attention():
     """Give torch's own functions their own kernels back."""
     from torch.nn import attention
 
-    if hasattr(attention, "current_flash_attention_impl") and attention.current_flash_attention_impl() is not None:
+    current = getattr(attention, "current_flash_attention_impl", None)
+    if current is not None and current() is not None:
         attention.restore_flash_attention_impl()
 
 
@@ -278,16 +278,17 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        bound = INIT_SCALE * math.sqrt(3 / MODEL_DIM)  # uniform: a standard deviation of INIT_SCALE / sqrt(MODEL_DIM)
+        bound = INIT_SCALE * math.sqrt(3 / MODEL_DIM)  # a standard deviation of INIT_SCALE / sqrt(MODEL_DIM)
         self.embedding.weight.normal_(0, EMBEDDING_STD)
         self.unembedding.weight.normal_(0, UNEMBEDDING_STD)
         for table in self.value_embeddings.values():
             table.weight.uniform_(-bound, bound)
         for block in self.blocks:
-            for matrix in (block.attention.query, block.attention.key, block.attention.value, block.mlp.hidden):
+            attention, mlp = block.attention, block.mlp
+            for matrix in (attention.query, attention.key, attention.value, mlp.hidden):
                 matrix.weight.uniform_(-bound, bound)
             # Every block starts as the identity, every gate at one.
-            for matrix in (block.attention.output, block.mlp.output, block.attention.gate):
+            for matrix in (attention.output, mlp.output, attention.gate):
                 if matrix is not None:
                     matrix.weight.zero_()
 
@@ -419,7 +420,8 @@ class Optimiser:
             ([model.x0_scales], X0_LR, X0_BETAS, 0.0),
         ]
         if len(model.value_embeddings) > 0:
-            groups.append(([*model.value_embeddings.parameters()], embedding_lr, ADAM_BETAS, VALUE_WEIGHT_DECAY))
+            tables = [*model.value_embeddings.parameters()]
+            groups.append((tables, embedding_lr, ADAM_BETAS, VALUE_WEIGHT_DECAY))
         self.adamw = torch.optim.AdamW(
             [{"params": p, "lr": lr, "betas": betas, "weight_decay": wd} for p, lr, betas, wd in groups],
             eps=ADAM_EPS,
@@ -502,6 +504,7 @@ def read_later(loss):
 
 
 def main(warm=DEVICE.type == "cuda"):
+    """Get ready, open the gate, train, save.  On the CPU there is nothing to compile and so nothing to warm up."""
     tokens_per_pass = DEVICE_BATCH_SIZE * SEQUENCE_LENGTH
     assert TOTAL_BATCH_SIZE % tokens_per_pass == 0, (
         f"TOTAL_BATCH_SIZE {TOTAL_BATCH_SIZE} is no multiple of the {tokens_per_pass} tokens of one pass"
@@ -531,7 +534,8 @@ def main(warm=DEVICE.type == "cuda"):
             sys.exit(1)
         if at % LOG_EVERY == 0 or at == 1:
             rate = at * TOTAL_BATCH_SIZE / budget.elapsed()
-            print(f"step {at}  {100 * budget.progress():.1f} %  loss {loss:.4f}  {rate:,.0f} tokens/s", flush=True)
+            used = 100 * budget.progress()
+            print(f"step {at}  {used:.1f} %  loss {loss:.4f}  {rate:,.0f} tokens/s", flush=True)
 
     while not (step > 0 and budget.done()):
         read = read_later(train_step(compiled, optimiser, batches, budget.progress()))

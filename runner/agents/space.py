@@ -26,7 +26,7 @@ from typing import Any
 from runner.constants import NAME
 from runner.errors import UsageError
 from runner.fields import check_section, key, unknown_key
-from runner.literals import Scalar, Value
+from runner.literals import Value
 from runner.yamlfile import as_mapping, read_mapping, show
 
 
@@ -65,7 +65,7 @@ def load_space(path: Path, preset: str | None = None, where: str | None = None) 
 
     `where` is how messages call the file.  Raises `UsageError` naming file and key.
     """
-    where = where or path.name
+    where = where or f"{path.parent.name}/{path.name}"
     raw = read_mapping(path, where)
     for name in raw:
         if name not in ("constants", "presets"):
@@ -113,8 +113,10 @@ def _choices(raw: object, label: str) -> tuple[Value, ...]:
     choices = tuple(tuple(item) if isinstance(item, list) else item for item in raw)
     for choice in choices:
         for item in choice if isinstance(choice, tuple) else (choice,):
-            if not isinstance(item, Scalar):
-                raise UsageError(f"{label}: {show(item)} is not a number, text, true, false or a list of these")
+            if not isinstance(item, int | float | str | bool):
+                raise UsageError(
+                    f"{label}: {show(item)} is not a number, text, true, false or a list of these"
+                )
     if len({repr(choice) for choice in choices}) != len(choices):
         raise UsageError(f"{label}: a value comes twice")
     return choices

@@ -6,22 +6,26 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import Abort, Exit, TyperException
 
 from runner.errors import EXIT_DEFECT, AutoresearchError, Interrupted
+
+run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
+"""Set by a command that works on a run: where a traceback belongs."""
 
 
 class Boundary(TyperGroup):
     """Ends every command in a documented exit code and one message, never in a traceback."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command; see `runner.errors` for the codes."""
         try:
             signal.signal(signal.SIGTERM, _terminated)
@@ -33,10 +37,10 @@ class Boundary(TyperGroup):
         except BrokenPipeError:
             sys.stderr.close()
             raise SystemExit(0) from None
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (TyperException, Exit, Abort):
             raise
         except Exception:  # noqa: BLE001 - the boundary
-            path = _keep_traceback(ctx)
+            path = _keep_traceback()
             _end(f"autoresearch: a defect of ours; please report it with {path}", EXIT_DEFECT)
 
 
@@ -56,7 +60,7 @@ HERE = Path()
 
 
 def _end(message: str, code: int) -> NoReturn:
-    click.echo(message, err=True)
+    typer.echo(message, err=True)
     raise SystemExit(code)
 
 
@@ -67,12 +71,9 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
     raise Interrupted(message, exit_code=143)
 
 
-def _keep_traceback(ctx: click.Context) -> Path:
-    """Write the traceback into the run's folder if one is known, else into a private temporary file."""
-    name = f"defect-{datetime.now(UTC):%Y%m%dT%H%M%S}.txt"
-    folder = ctx.find_root().obj
-    if not isinstance(folder, Path) or not folder.is_dir():
-        folder = Path(tempfile.mkdtemp(prefix="autoresearch-"))
-    path = folder / name
+def _keep_traceback() -> Path:
+    """Write the traceback into the run's folder if one is known, else into a private temporary one."""
+    folder = run_folder.get() or Path(tempfile.mkdtemp(prefix="autoresearch-"))
+    path = folder / f"defect-{datetime.now(UTC):%Y%m%dT%H%M%S}.txt"
     path.write_text(traceback.format_exc())
     return path

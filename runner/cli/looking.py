@@ -19,7 +19,7 @@ TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number o
 
 
 @app.command()
-def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """How the latest run stands."""
     from runner.report.table import status_lines, status_values
 
@@ -32,7 +32,7 @@ def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption =
 
 
 @app.command()
-def log(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def log(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """Every trial of a run, oldest first."""
     from runner.report.jsonrow import record_json
     from runner.report.table import print_log
@@ -46,7 +46,7 @@ def log(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = Fa
 
 
 @app.command()
-def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """One trial: result, rationale, diff, where its log is."""
     from runner.report.jsonrow import record_json
     from runner.report.show import show_text
@@ -68,7 +68,7 @@ def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, a
 
 
 @app.command()
-def report(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def report(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """Draw the plot and write results.tsv again; say where they are."""
     from runner.report.live import publish
     from runner.report.table import print_log
@@ -106,8 +106,8 @@ def export_model(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: model-N.safetensors]")] = None,
     task: TaskOption = HERE,
     tag: TagOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,  # noqa: FBT002
-    as_json: JsonOption = False,  # noqa: FBT002
+    force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the checkpoint of a kept trial (safetensors) out of the run's folder."""
     from runner.loop import trial_folder

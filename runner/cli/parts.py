@@ -19,9 +19,8 @@ from runner.ledger import JOURNAL, State
 from runner.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
-    from docker import DockerClient
-
     from runner.prepare import Prepared, PrepareOptions
+    from runner.sandbox.docker import Engine
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
 
@@ -185,7 +184,7 @@ def _digest(files: tuple[object, ...]) -> str:
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def connect() -> DockerClient:
+def connect() -> Engine:
     """The engine; imported late because docker takes 0.1 s."""
     from runner.sandbox.connect import connect as to_engine
 

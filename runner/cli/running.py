@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,13 +17,14 @@ import typer
 
 from runner import ledger
 from runner.cli import parts
-from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app, run_folder
 from runner.cli.setting_up import prepared_for
 from runner.errors import UsageError
 from runner.ledger import Event, Ledger
 
 if TYPE_CHECKING:
     from runner.loop import Outcome, Stops
+    from runner.measure import Measurer
     from runner.protocols import Agent, View
     from runner.task import Task
     from runner.trial import Record
@@ -70,12 +71,12 @@ SourceOption = Annotated[Path | None, typer.Option("--source", metavar="DIR", he
 
 
 @app.command()
-def run(  # noqa: PLR0913 - one parameter a flag
+def run(
     task: TaskOption = HERE,
     tag: TagOption = None,
     preset: PresetOption = None,
     gpus: GpusOption = None,
-    cpu: CpuOption = False,  # noqa: FBT002
+    cpu: CpuOption = False,
     agent: Annotated[AgentName, typer.Option(help="Who proposes.")] = AgentName.TUNER,
     proposals: Annotated[Path | None, typer.Option(metavar="PATH", help="For replay: a JSONL file or a folder of patches.")] = None,
     trials: Annotated[int | None, typer.Option(min=0, metavar="N", help="End after N new trials (baselines not counted).")] = None,
@@ -83,8 +84,8 @@ def run(  # noqa: PLR0913 - one parameter a flag
     seed: SeedOption = None,
     dataset: DatasetOption = None,
     source: SourceOption = None,
-    new: NewOption = False,  # noqa: FBT002
-    as_json: JsonOption = False,  # noqa: FBT002
+    new: NewOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Start or continue a run: propose, train, score, keep or not; until a limit or Ctrl-C."""
     from runner.loop import Stops
@@ -100,19 +101,19 @@ def run(  # noqa: PLR0913 - one parameter a flag
 
 
 @app.command()
-def trial(  # noqa: PLR0913 - one parameter a flag
+def trial(
     candidate: Annotated[Path, typer.Option("--candidate", metavar="FILE", help="The whole editable file to try.")],
     message: Annotated[str, typer.Option("--message", "-m", metavar="M", help="The idea, in a line.")] = "",
     task: TaskOption = HERE,
     tag: TagOption = None,
     preset: PresetOption = None,
     gpus: GpusOption = None,
-    cpu: CpuOption = False,  # noqa: FBT002
+    cpu: CpuOption = False,
     seed: SeedOption = None,
     dataset: DatasetOption = None,
     source: SourceOption = None,
-    new: NewOption = False,  # noqa: FBT002
-    as_json: JsonOption = False,  # noqa: FBT002
+    new: NewOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """One trial of this very file against the run's champion; starts a run where there is none."""
     from runner.agents.hand import HandAgent
@@ -168,7 +169,7 @@ class _Session:
             return loop.run(stops)
 
     @contextmanager
-    def _measurer(self) -> Iterator[object]:
+    def _measurer(self) -> Iterator[Measurer]:
         from runner import gpus
         from runner.measure import Measurer, Place
         from runner.sandbox.docker import DockerSandbox
@@ -205,7 +206,7 @@ class _Session:
 
 
 @contextmanager
-def _session(  # noqa: PLR0913 - the flags that both commands share
+def _session(
     task: Path, tag: str | None, wanted: Wanted, *, new: bool, as_json: bool, only_last: bool = False
 ) -> Iterator[_Session]:
     from runner.log import events_to
@@ -214,14 +215,11 @@ def _session(  # noqa: PLR0913 - the flags that both commands share
 
     workspace = parts.open_workspace(task)
     folder = _which_run(workspace.state, tag, new=new)
-    if as_json:
-        view: View = JsonView(folder, only_trials=only_last)
-    else:
-        view = LiveView(folder)
+    view = JsonView(folder, only_trials=only_last) if as_json else LiveView(folder)
     workspace.refuse_checked_out(folder.name)
     checkout = load_task(task)
-    with _held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"):
-        typer_context(folder)
+    with _held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), closing(view):
+        run_folder.set(folder)
         header = run.state.header
         assert header is not None
         _same_wishes(header, wanted)
@@ -238,15 +236,6 @@ def _session(  # noqa: PLR0913 - the flags that both commands share
             as_json=as_json,
             sequence_length=frozen.data.sequence_length,
         )
-
-
-def typer_context(folder: Path) -> None:
-    """Tell the error boundary where the run's folder is."""
-    import click
-
-    context = click.get_current_context(silent=True)
-    if context is not None:
-        context.find_root().obj = folder
 
 
 def _which_run(state: Path, tag: str | None, *, new: bool) -> Path:

@@ -20,9 +20,8 @@ from runner.cli.app import HERE, JsonOption, TaskOption, app
 from runner.errors import AutoresearchError, EngineError, UsageError
 
 if TYPE_CHECKING:
-    from docker import DockerClient
-
     from runner.prepare import Prepared
+    from runner.sandbox.docker import Engine
     from runner.task import Task
 
 MIRROR = "AUTORESEARCH_MIRROR"
@@ -71,7 +70,7 @@ def init(
 def images_build(
     kind: Annotated[ImageKind, typer.Argument(help="cpu, cuda or prepare.")],
     task: TaskOption = HERE,
-    as_json: JsonOption = False,  # noqa: FBT002
+    as_json: JsonOption = False,
 ) -> None:
     """Build an image, or find that it is there; trials run by the recorded id only."""
     from runner import images
@@ -84,7 +83,7 @@ def images_build(
 
 
 @images_app.command("list")
-def images_list(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def images_list(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
     """What was built: kind, id, torch, size, date."""
     from runner import images
 
@@ -100,12 +99,12 @@ def images_list(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  
 
 
 @app.command()
-def prepare(  # noqa: PLR0913 - one parameter a flag
+def prepare(
     task: TaskOption = HERE,
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data [default: the task's own].")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", metavar="D", help="kjv, fineweb-edu, climbmix or files.")] = None,
     source: Annotated[Path | None, typer.Option("--source", metavar="DIR", help="Folder with your text, for --dataset files.")] = None,
-    as_json: JsonOption = False,  # noqa: FBT002
+    as_json: JsonOption = False,
 ) -> None:
     """Text, split, tokenizer and packed rows, made in a container; nothing is done twice."""
     from runner.task import load_task
@@ -127,7 +126,7 @@ def prepare(  # noqa: PLR0913 - one parameter a flag
 
 
 @app.command()
-def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  # noqa: FBT002
+def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
     """Remove containers and volumes that dead runs of this task left; a run that is alive is not touched."""
     from runner.sandbox.docker import DockerSandbox
 
@@ -148,7 +147,7 @@ def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:  # noqa:
 def doctor(
     task: TaskOption = HERE,
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data to look for.")] = None,
-    as_json: JsonOption = False,  # noqa: FBT002
+    as_json: JsonOption = False,
 ) -> None:
     """Engine, images, data, GPU: what holds, what does not, what to do.  Ends with the first failure's code."""
     worst = 0
@@ -212,7 +211,7 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     ]
 
 
-def prepared_for(task: Task, state: Path, client: DockerClient | None, *, quiet: bool) -> Prepared:
+def prepared_for(task: Task, state: Path, client: Engine | None, *, quiet: bool) -> Prepared:
     """The task's prepared data; made now if they are missing and need no network.
 
     Raises `DataError` (exit 6) naming the command if they have to be downloaded first and this is a run.

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import tarfile
 import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Self
+
+import docker
+import docker.errors
 
 from runner.errors import EngineError
-from runner.sandbox.connect import connect, translated
-from runner.setup.steps import Heartbeat
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    import docker
-
-    from runner.setup.steps import Say
+from runner.sandbox.connect import connect
+from runner.sandbox.translate import engine_errors
+from runner.setup.steps import Heartbeat, Say
 
 BUILD_LABEL = "autoresearch.build"
 """Its value names one build; what still carries it without a tag when the build is over is removed."""
@@ -53,7 +51,7 @@ class Builder:
         """Give the connection back."""
         self._client.close()
 
-    def __enter__(self) -> Builder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,14 +61,12 @@ class Builder:
 
     def architecture(self) -> str:
         """`amd64`, `arm64`, ..."""
-        with translated("asking the engine for its version"):
+        with engine_errors():
             return str(self._client.version()["Arch"])
 
     def get(self, image: str) -> Built | None:
         """The image with this id or name, or None."""
-        import docker.errors
-
-        with translated(f"looking for image {image}"):
+        with engine_errors():
             try:
                 return _built(self._client.images.get(image))
             except docker.errors.ImageNotFound:
@@ -78,14 +74,14 @@ class Builder:
 
     def find(self, label: str, value: str) -> Built | None:
         """The newest tagged image that carries the label."""
-        with translated("looking for images"):
+        with engine_errors():
             images = self._client.images.list(filters={"label": f"{label}={value}", "dangling": False})
             newest = max(images, key=lambda image: str(image.attrs.get("Created", "")), default=None)
         return None if newest is None else _built(newest)
 
     def registry_digest(self, reference: str) -> str | None:
         """The digest a registry gives for `reference` now, or None where no registry can be reached."""
-        with suppress(EngineError), translated(f"asking the registry for {reference}"):
+        with suppress(EngineError), engine_errors():
             return str(self._client.images.get_registry_data(reference).id)
         return None
 
@@ -95,13 +91,13 @@ class Builder:
         """Make an image with one layer from a root file system."""
         repository, tag = name.rsplit(":", 1)
         changes = [f'LABEL {label}="{value}"' for label, value in labels.items()]
-        with Heartbeat("importing the base", say), translated("importing the base"):
+        with Heartbeat("importing the base", say), engine_errors():
             self._client.api.import_image_from_file(
                 str(archive), repository=repository, tag=tag, changes=changes
             )
         return self._known(name)
 
-    def build(  # noqa: PLR0913 - the engine's own parameters
+    def build(
         self,
         files: Sequence[tuple[str, Path]],
         *,
@@ -117,7 +113,7 @@ class Builder:
         stays behind.
         """
         build = uuid.uuid4().hex
-        with self._leaving_nothing(build), translated(f"building {name}"):
+        with self._leaving_nothing(build), engine_errors():
             stream = self._client.api.build(
                 fileobj=_context(files),  # type: ignore[arg-type] # any iterable of bytes will do
                 custom_context=True,
@@ -149,14 +145,14 @@ class Builder:
 
     def remove_halves(self, label: str) -> None:
         """Remove containers and untagged images of builds that carry `label` (`key` or `key=value`)."""
-        with translated("cleaning up after the build"):
+        with engine_errors():
             for container in self._client.containers.list(all=True, filters={"label": label}):
                 container.remove(force=True)
             self._client.images.prune(filters={"dangling": True, "label": label})
 
     def run(self, image: str, command: Sequence[str], *, say: Say) -> str:
         """Run a trusted command in a fresh container without network; give back what it printed."""
-        with Heartbeat("trying the image", say), translated(f"trying image {image}"):
+        with Heartbeat("trying the image", say), engine_errors():
             container = self._client.containers.create(
                 image,
                 list(command),
@@ -181,7 +177,7 @@ class Builder:
 
     def remove(self, image: str) -> None:
         """Remove an image if nothing uses it."""
-        with translated(f"removing image {image}"):
+        with engine_errors():
             self._client.images.remove(image)
 
 
@@ -210,7 +206,8 @@ def _follow(stream: Iterator[dict[str, Any]], name: str, say: Say) -> None:
             text = str(event.get("stream") or event.get("status") or "").rstrip()
             for line in text.splitlines():
                 said.append(line)
-                beat.note(line)
+                if line.startswith("Step "):
+                    beat.note(line)
             if "error" in event:
                 tail = "\n".join(said[-TAIL_LINES:])
                 message = f"{name} could not be built: {event['error']}\n{tail}"

@@ -23,6 +23,9 @@ from runner.trial import Ending, Progress, Result, TrialSpec
 if TYPE_CHECKING:
     from docker import DockerClient
 
+    Engine = DockerClient
+    """What `runner.sandbox.connect` gives; others pass it on and look no further."""
+
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
@@ -89,7 +92,7 @@ class DockerSandbox:
 class _Watch:
     """One started container: its gate, its deadlines, its end."""
 
-    def __init__(  # noqa: PLR0913 - the parts of one call, each used all along
+    def __init__(
         self,
         client: DockerClient,
         spec: TrialSpec,

@@ -12,8 +12,8 @@ import docker.errors
 
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
-from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.sandbox.transfer import RefusedOutputError
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.trial import TrialSpec
 
 if TYPE_CHECKING:

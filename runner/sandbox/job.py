@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 
 from runner.errors import DataError, EngineError, UsageError
-from runner.prepare import FILES, MANIFEST, PrepareSpec, text_files
+from runner.prepare import FILES, MANIFEST, PrepareSpec, at_rest, text_files
 from runner.sandbox import transfer
 from runner.sandbox.container import Body, volume_mount
 from runner.sandbox.transfer import RefusedOutputError
@@ -44,7 +44,7 @@ STALL_SECONDS = 120.0
 """A copy out of the container that does not grow for so long has stalled."""
 HOURS = 24
 ROLE = "autoresearch.role"
-OWNER = "autoresearch.owner"
+DATA_ROOT = "autoresearch.data"
 
 _START = (
     "i=0; until [ -e /in/go ]; do i=$((i+1)); [ $i -lt 36000 ] || exit 70; sleep 0.1; done; "
@@ -121,8 +121,8 @@ class PrepareJob:
         volumes are gone in any case, the download cache stays.
         """
         with engine_errors(self._image):
-            labels = {"autoresearch": "1", ROLE: "prepare", OWNER: _owner(destination.parent)}
-            self._remove_leftovers(labels)
+            labels = job_labels(destination.parent)
+            _remove(self._client, labels)
             with self._volumes(spec, labels) as volumes, self._started(spec, volumes, labels) as identifier:
                 self._hand_in(identifier, spec)
                 code = self._follow(identifier, on_line)
@@ -245,13 +245,33 @@ class PrepareJob:
 
         _while_it_grows(copy, path)
 
-    def _remove_leftovers(self, labels: dict[str, str]) -> None:
-        """What a preparation of the same data folder left when it was killed: its lock is ours now."""
-        wanted = {"label": [f"{name}={value}" for name, value in labels.items()]}
-        for found in self._client.api.containers(all=True, filters=wanted):
-            remove_container(self._client, found["Id"])
-        for found in self._client.api.volumes(wanted)["Volumes"] or []:
-            remove_volume(self._client, found["Name"])
+
+def reap(client: DockerClient, data_root: Path) -> int:
+    """Remove what killed preparations of this data folder left in the engine; how many things it were.
+
+    Does nothing while a preparation is running.  Raises `EngineError`.
+    """
+    with at_rest(data_root) as resting, engine_errors():
+        return _remove(client, job_labels(data_root)) if resting else 0
+
+
+def job_labels(data_root: Path) -> dict[str, str]:
+    """What everything carries that a preparation makes, the download cache excepted."""
+    place = f"{socket.gethostname()} {data_root.resolve()}"
+    digest = hashlib.sha256(place.encode()).hexdigest()[:16]
+    return {"autoresearch": "1", ROLE: "prepare", "autoresearch.owner": str(os.getuid()), DATA_ROOT: digest}
+
+
+def _remove(client: DockerClient, labels: dict[str, str]) -> int:
+    """Only for who holds the lock of the data folder, so that nothing in use is removed."""
+    wanted = {"label": [f"{name}={value}" for name, value in labels.items()]}
+    containers = client.api.containers(all=True, filters=wanted)
+    for found in containers:
+        remove_container(client, found["Id"])
+    volumes = client.api.volumes(wanted)["Volumes"] or []
+    for found in volumes:
+        remove_volume(client, found["Name"])
+    return len(containers) + len(volumes)
 
 
 def prepare_body(
@@ -298,11 +318,6 @@ def cache_volume() -> str:
 def _in_volume() -> dict[str, str]:
     flags = f"size={IN_BYTES},nr_inodes=256,uid={UID},gid={UID},mode=0700,nosuid,nodev,noexec"
     return {"type": "tmpfs", "device": "tmpfs", "o": flags}
-
-
-def _owner(data_root: Path) -> str:
-    name = f"{socket.gethostname()} {os.getuid()} {data_root.resolve()}"
-    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 _Member = tuple[str, Path | bytes | None]

@@ -19,18 +19,15 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from runner.errors import EngineError
 from runner.setup.steps import CommandError, Heartbeat, Stopwatch, apt_install, run, say
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 ROOT = Path(__file__).resolve().parents[2]
 DEFAULT_SOCKET = "unix:///var/run/docker.sock"
@@ -308,7 +305,11 @@ def launch(folder: Path, dockerd: str, arguments: list[str]) -> subprocess.Popen
 
 
 def _await(
-    endpoint: Endpoint, process: subprocess.Popen[bytes] | None, folder: Path, watch: Stopwatch, seconds: float
+    endpoint: Endpoint,
+    process: subprocess.Popen[bytes] | None,
+    folder: Path,
+    watch: Stopwatch,
+    seconds: float,
 ) -> Found:
     started = time.monotonic()
     with Heartbeat("waiting for the engine to answer", say):
@@ -349,7 +350,11 @@ def stop(folder: Path) -> str:
     """End what `start` started; say what was done."""
     service = folder / "service"
     if service.exists():
-        run(["systemctl", "stop", "docker.service", "docker.socket"], what="stopping the docker service", say=say)
+        run(
+            ["systemctl", "stop", "docker.service", "docker.socket"],
+            what="stopping the docker service",
+            say=say,
+        )
         service.unlink()
         return "stopped the docker service, which `make engine` had started"
     pid = our_process(folder)
@@ -360,7 +365,9 @@ def stop(folder: Path) -> str:
     with Heartbeat("waiting for the engine to end", say):
         while our_process(folder) is not None:
             if time.monotonic() > deadline:
-                message = f"dockerd (pid {pid}) did not end within {STOP_SECONDS:.0f} s; see {folder}/dockerd.log"
+                message = (
+                    f"dockerd (pid {pid}) did not end within {STOP_SECONDS:.0f} s; see {folder}/dockerd.log"
+                )
                 raise EngineError(message)
             _collect(pid)
             time.sleep(0.1)

@@ -7,13 +7,11 @@ import subprocess
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
-
-    Say = Callable[[str], None]
+Say = Callable[[str], None]
 
 HEARTBEAT_SECONDS = 4.0
 TAIL_LINES = 30
@@ -67,7 +65,7 @@ class Heartbeat:
         if not line.startswith("WARNING"):
             self._news = line.strip()
 
-    def __enter__(self) -> Heartbeat:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 

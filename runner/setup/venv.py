@@ -10,7 +10,7 @@ import sys
 MINIMUM = (3, 11)
 if sys.version_info < MINIMUM:  # before anything that an old Python cannot import
     sys.exit(
-        "setup: Python %d.%d or newer is needed, this is %d.%d. "  # noqa: UP031 - must run on old Pythons
+        "setup: Python %d.%d or newer is needed, this is %d.%d. "
         "Name another one: make setup PYTHON=/path/to/python3.11" % (MINIMUM + tuple(sys.version_info[:2]))
     )
 
@@ -24,7 +24,7 @@ import shutil
 import sysconfig
 from pathlib import Path
 
-from runner.setup.steps import CommandError, Stopwatch, apt_install, run, say
+from runner.setup.steps import CommandError, Heartbeat, Stopwatch, apt_install, run, say
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = "autoresearch-setup.json"
@@ -84,26 +84,26 @@ def make(venv: Path, lock: Path, root: Path) -> None:
     wanted = stamp_of(root, lock)
     found = read_stamp(venv)
     python = str(venv / "bin" / "python")
+    pip = [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
     # Until the end there is no stamp: an interrupted setup starts again.
     (venv / STAMP).unlink(missing_ok=True)
     if found.get("python") != wanted["python"]:
         watch = Stopwatch()
         if venv.exists():
-            shutil.rmtree(venv)
+            with Heartbeat("removing the old .venv", say):
+                shutil.rmtree(venv)
         run([sys.executable, "-m", "venv", str(venv)], what="making .venv")
         say(f"setup: made {venv} with Python {sys.version.split()[0]} ({watch})")
     if found.get("lock") != wanted["lock"] or found.get("python") != wanted["python"]:
         watch = Stopwatch()
         run(
-            [python, "-m", "pip", "install", "--require-hashes", "--no-deps", "--only-binary", ":all:"]
-            + ["--progress-bar", "off", "--disable-pip-version-check", "--requirement", str(lock)],
+            [*pip, "--require-hashes", "--only-binary=:all:", "--progress-bar=off", f"--requirement={lock}"],
             what="installing packages",
         )
         say(f"setup: installed what {lock.name} lists ({watch})")
     watch = Stopwatch()
     run(
-        [python, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index"]
-        + ["--disable-pip-version-check", "--editable", str(root)],
+        [*pip, "--no-build-isolation", "--no-index", "--editable", str(root)],
         what="installing autoresearch itself",
     )
     say(f"setup: installed autoresearch from {root} ({watch})")

@@ -35,7 +35,9 @@ class Trial:
     def __init__(self, root, monkeypatch):
         self.root = root
         self._monkeypatch = monkeypatch
-        self.prepare, self.inputs, self.gated, self.out = (root / n for n in ("prepare", "in", "gated", "out"))
+        self.prepare, self.inputs, self.gated, self.out = (
+            root / n for n in ("prepare", "in", "gated", "out")
+        )
         for folder in (self.prepare, self.inputs, self.gated, self.out):
             folder.mkdir(parents=True)
         self.settings = {
@@ -52,7 +54,13 @@ class Trial:
         self.write_rows(make_rows(50))
 
     def _write_data(self):
-        data = {"vocab_size": VOCAB, "sequence_length": LENGTH, "bos": BOS, "train_rows": 50, "dataset": "kjv"}
+        data = {
+            "vocab_size": VOCAB,
+            "sequence_length": LENGTH,
+            "bos": BOS,
+            "train_rows": 50,
+            "dataset": "kjv",
+        }
         (self.prepare / "data.json").write_text(json.dumps(data))
         # All single bytes, then three longer tokens, then the special one.
         raw = [bytes([i]) for i in range(256)] + [b"th", b"the", "\u00e9".encode()]
@@ -86,7 +94,9 @@ class Trial:
 
     def write_train(self, constants=None, source=None):
         path = self.inputs / "train.py"
-        path.write_text(set_constants(source or (TRAINER / "train.py").read_text(), SMALL | (constants or {})))
+        path.write_text(
+            set_constants(source or (TRAINER / "train.py").read_text(), SMALL | (constants or {}))
+        )
         return path
 
     def _start(self, settings):

@@ -45,7 +45,11 @@ def expected(model, rows):
     tokens = torch.from_numpy(rows.astype(np.int64))
     with torch.no_grad():
         logits = model(tokens[:, :-1]).double()
-    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(rows), -1).numpy()
+    return (
+        F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        .view(len(rows), -1)
+        .numpy()
+    )
 
 
 @pytest.mark.parametrize("batch_rows", [4, 10, 16])

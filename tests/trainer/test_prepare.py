@@ -2,7 +2,7 @@ import json
 import math
 import threading
 import time
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def numbered_rows(count):
 def test_constants_come_from_the_trial_and_the_data(trial):
     prepare = trial.load_prepare(seed=5, threads=1)
     assert (prepare.SEQUENCE_LENGTH, prepare.VOCAB_SIZE, prepare.BOS, prepare.SEED) == (LENGTH, VOCAB, BOS, 5)
-    assert prepare.DEVICE == torch.device("cpu")
+    assert torch.device("cpu") == prepare.DEVICE
     assert torch.get_num_threads() == 1
 
 
@@ -122,7 +122,9 @@ def test_yielded_tensors_are_never_written_again(trial):
     copies = [[t.clone() for t in batch] for batch in kept]
     for _ in range(30):
         next(batches)
-    assert all(torch.equal(a, b) for x, y in zip(kept, copies, strict=True) for a, b in zip(x, y, strict=True))
+    assert all(
+        torch.equal(a, b) for x, y in zip(kept, copies, strict=True) for a, b in zip(x, y, strict=True)
+    )
 
 
 def test_token_ids_above_the_signed_range_survive(trial):
@@ -214,12 +216,12 @@ def test_losses_are_thinned_evenly(trial, steps):
     prepare = trial.load_prepare()
     for step in range(1, steps + 1):
         prepare.report(step, 1 / step, step)
-    prepare._write_progress()
+    prepare._progress.write()
     at = [step for step, _ in read_progress(trial)["losses"]]
     assert len(at) <= 200
     assert len(at) >= min(steps, 100)
     assert at[0] == 1
-    assert len({b - a for a, b in zip(at, at[1:], strict=False)}) == 1
+    assert len({b - a for a, b in pairwise(at)}) == 1
     assert steps - at[-1] < 2 * (at[1] - at[0])
 
 
@@ -235,7 +237,11 @@ def test_save_leaves_a_checkpoint_a_summary_and_nothing_half_written(trial):
     prepare.report(1, 5.0, 512)
     prepare.report(2, 4.0, 1024)
     prepare.save(model, {"num_steps": 2, "training_seconds": torch.tensor(1.5)})
-    assert sorted(path.name for path in trial.out.iterdir()) == ["checkpoint.safetensors", "progress.json", "summary.json"]
+    assert sorted(path.name for path in trial.out.iterdir()) == [
+        "checkpoint.safetensors",
+        "progress.json",
+        "summary.json",
+    ]
     assert json.loads((trial.out / "summary.json").read_text()) == {"num_steps": 2, "training_seconds": 1.5}
     assert read_progress(trial)["step"] == 2
     saved = load_file(trial.out / "checkpoint.safetensors")

@@ -1,7 +1,7 @@
 """``python3 -m corpus [spec.json]``: read the spec, build the tree, end with an exit code.
 
-Exit codes are the host's: 0 done, 6 the data, 7 the disk is full, 70 a defect (traceback on standard
-error).  A failure's last line on standard output is ``{"error": "..."}``.
+Exit codes are the host's: 0 done, 6 the data, 7 the disk is full; then the last line on standard output
+is ``{"error": "..."}``.  Anything else is a defect of ours, with a traceback on standard error.
 """
 
 from __future__ import annotations

@@ -1,0 +1,58 @@
+# Every step is idempotent and says in a line what it did and how long it took.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+PYTHON ?= python3
+AUTORESEARCH := .venv/bin/autoresearch
+PYTEST := .venv/bin/python -m pytest
+STATE := .autoresearch
+
+.PHONY: help setup engine engine-stop images images-cuda prepare run test test-all test-docker check lock clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
+
+setup:  ## the environment .venv, from hash-locked requirements (PYTHON=python3.12 for another Python)
+	@$(PYTHON) -m runner.setup.venv
+
+engine:  ## a container engine: the one that answers, else (root, Debian or Ubuntu) docker.io
+	@$(PYTHON) -m runner.setup.engine start --folder $(STATE)/engine
+
+engine-stop:  ## end the engine, if `make engine` started it
+	@$(PYTHON) -m runner.setup.engine stop --folder $(STATE)/engine
+
+images: setup engine  ## what trials on the CPU and the data preparation run in
+	@$(AUTORESEARCH) images build cpu
+	@$(AUTORESEARCH) images build prepare
+
+images-cuda: setup engine  ## what trials on a GPU run in (several GB)
+	@$(AUTORESEARCH) images build cuda
+
+prepare: images  ## the text, tokens and tokenizer of preset smoke
+	@$(AUTORESEARCH) prepare --preset smoke
+
+run: prepare  ## a real search: six trials on the CPU
+	@$(AUTORESEARCH) run --cpu --preset smoke --trials 6 --seed 1
+
+test: images check  ## all checks and all tests that need no GPU and are not slow
+	@$(PYTEST) -m "not gpu and not slow"
+
+test-docker: images  ## the tests with real containers
+	@$(PYTEST) -m "docker and not gpu"
+
+test-all: images check  ## everything, slow tests and tests that need a GPU included
+	@$(PYTEST)
+
+check: setup  ## linter and type checker
+	@.venv/bin/ruff check
+	@.venv/bin/mypy
+
+lock: setup  ## all locks anew, for the host and the images (needs a package index)
+	@.venv/bin/python images/lock.py
+
+clean:  ## undo everything: what we have in the engine, the engine we started, .autoresearch, .venv, caches
+	@if [ -x .venv/bin/python ]; then .venv/bin/python -m runner.clean --state $(STATE); fi
+	@$(PYTHON) -m runner.setup.engine stop --folder $(STATE)/engine
+	@rm -rf $(STATE) .venv dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "clean: removed $(STATE), .venv and caches"

@@ -1,0 +1,1 @@
+"""Who proposes: one module an agent, and the pure helpers they share."""

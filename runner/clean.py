@@ -1,0 +1,54 @@
+"""`make clean`: remove from the engine what belongs to one state folder, and nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from runner.errors import AutoresearchError, EngineError
+from runner.setup.steps import Stopwatch, say
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m runner.clean", description=__doc__)
+    parser.add_argument("--state", type=Path, default=Path(".autoresearch"))
+    state = parser.parse_args(arguments).state.resolve()
+    watch = Stopwatch()
+    if not state.is_dir():
+        say("clean: nothing was made here")
+        return 0
+    try:
+        removed = clean(state)
+    except EngineError as error:
+        say(f"clean: the engine does not answer, so nothing was removed from it: {error}")
+        return 0
+    except AutoresearchError as error:
+        say(f"clean: {error}")
+        return error.exit_code
+    say(f"clean: removed {removed} from the engine ({watch})")
+    return 0
+
+
+def clean(state: Path) -> str:
+    """Remove this state folder's containers and volumes, and the images that were built for it."""
+    from runner.cli.parts import owner_labels
+    from runner.images import list_images
+    from runner.sandbox.build import BUILD_LABEL, Builder
+    from runner.sandbox.job import cache_volume, job_labels
+
+    with Builder.connect() as engine:
+        containers = volumes = 0
+        for labels in (owner_labels(state), job_labels(state / "data")):
+            containers += engine.remove_containers(labels)
+            volumes += engine.remove_volumes(labels)
+        volumes += engine.remove_volume(cache_volume())
+        images = sum(engine.remove(record.id) for record in list_images(state) if record.built_here)
+        images += sum(engine.remove(base) for base in engine.bases())
+        engine.remove_halves(BUILD_LABEL)
+    return f"{containers} containers, {volumes} volumes, {images} images"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""A run as it happens: one live line per trial on a terminal, plain lines elsewhere, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from runner.report.jsonrow import record_json
+from runner.report.table import print_log
+from runner.report.text import plain
+from runner.report.tsv import write_tsv
+from runner.trial import Progress, Record, Verdict
+
+LINE_SECONDS = 5.0
+IDEA_WIDTH = 48
+_COLORS = {Verdict.KEEP: "green", Verdict.BASELINE: "cyan", Verdict.CRASH: "red", Verdict.INVALID: "red"}
+
+
+class LiveView:
+    """Implements `runner.protocols.View` for a person."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._live: Live | None = None
+        self._idea = ""
+        self._best: float | None = None
+        self._told = 0.0
+
+    def started(self, trial: int, idea: str) -> None:
+        """See `View`."""
+        self._idea, self._told = plain(idea, IDEA_WIDTH), time.monotonic()
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        self._show(f"{trial:>4}  {self._idea:<{IDEA_WIDTH}}  starting")
+
+    def progress(self, trial: int, progress: Progress) -> None:
+        """See `View`."""
+        step = "" if progress.step is None else f"  step {progress.step}"
+        loss = "" if progress.loss is None else f"  loss {progress.loss:.3f}"
+        best = "" if self._best is None else f"  best {self._best:.4f}"
+        self._show(f"{trial:>4}  {self._idea:<{IDEA_WIDTH}}  {progress.phase} {progress.seconds:.0f} s{step}{loss}{best}")
+
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
+        """See `View`."""
+        self.close()
+        self._best = best_score(records)
+        self._console.print(Text(trial_line(record, self._best), style=_COLORS.get(record.verdict, "")))
+        publish(self._folder, records)
+
+    def close(self) -> None:
+        """Stop the live line, if there is one."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _show(self, line: str) -> None:
+        if self._live is not None:
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
+        elif not self._console.is_terminal and time.monotonic() - self._told >= LINE_SECONDS:
+            self._told = time.monotonic()
+            print(line, flush=True)  # noqa: T201 - a view
+
+
+class JsonView:
+    """Implements `runner.protocols.View` for a machine: one object a judged trial."""
+
+    def __init__(self, folder: Path, *, only_trials: bool = False) -> None:
+        """`only_trials`: leave out baselines, for the command that reports one trial."""
+        self._folder, self._only_trials = folder, only_trials
+
+    def started(self, trial: int, idea: str) -> None:
+        """See `View`."""
+
+    def progress(self, trial: int, progress: Progress) -> None:
+        """See `View`."""
+
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
+        """See `View`."""
+        publish(self._folder, records)
+        if not (self._only_trials and record.verdict is Verdict.BASELINE):
+            sys.stdout.write(json.dumps(record_json(record)) + "\n")
+            sys.stdout.flush()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def trial_line(record: Record, best: float | None) -> str:
+    """A judged trial in one line."""
+    score = "     -" if record.val_bpb is None else f"{record.val_bpb:.4f}"
+    total = "" if record.seconds.total is None else f"{record.seconds.total:5.1f} s"
+    mark = "" if best is None else f"best {best:.4f}"
+    steps = "" if record.steps is None else f"{record.steps} steps"
+    idea = plain(record.idea, IDEA_WIDTH)
+    why = f"  ({plain(record.reason, 100)})" if record.verdict in (Verdict.CRASH, Verdict.INVALID) else ""
+    return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<8}  {steps:>9}  {total:>7}  {mark}{why}"
+
+
+def best_score(records: Sequence[Record]) -> float | None:
+    """The champion's val_bpb: the last kept trial's, or the baselines' mean."""
+    kept = [record.val_bpb for record in records if record.verdict is Verdict.KEEP and record.val_bpb is not None]
+    if kept:
+        return kept[-1]
+    base = [record.val_bpb for record in records if record.verdict is Verdict.BASELINE and record.val_bpb is not None]
+    return sum(base) / len(base) if base else None
+
+
+def publish(folder: Path, records: Sequence[Record]) -> None:
+    """Write results.tsv and progress.png of a run again."""
+    from runner.report.plot import draw_progress
+
+    write_tsv(records, folder / "results.tsv")
+    draw_progress(records, folder / "progress.png", tag=folder.name)
+
+
+def print_summary(folder: Path, editable: str, records: Sequence[Record], reason: str) -> None:
+    """What a run ends with: the table, the best score, and where everything is."""
+    print_log(records)
+    kept = [record for record in records if record.verdict is Verdict.KEEP]
+    best = kept[-1] if kept else (records[0] if records else None)
+    score = best_score(records)
+    lines = [f"ended: {reason}"]
+    if best is not None and score is not None:
+        start = next((record.val_bpb for record in records if record.verdict is Verdict.BASELINE), None)
+        gain = "" if start is None or not kept else f" (baseline {start:.4f})"
+        lines += [
+            f"best val_bpb  {score:.4f}{gain}, trial {best.trial}, commit {(best.commit or '')[:10]}",
+            f"see it        git show autoresearch/{folder.name}:{editable}   (or: autoresearch show {best.trial})",
+            f"the model     autoresearch export-model {best.trial}",
+        ]
+    lines += [f"plot          {folder / 'progress.png'}", f"results       {folder / 'results.tsv'}"]
+    print("\n".join(lines))  # noqa: T201 - a view
