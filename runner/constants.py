@@ -4,8 +4,7 @@ Why not regular expressions: a constant that is set twice, changed by a function
 another one must be refused by name, never rewritten in the place that has no effect.  The file is
 parsed, never imported: it may have been written by an agent.
 
-The standard library's `ast` decides what is a constant, LibCST rewrites it and keeps every comment.
-LibCST's parser overflows the stack on very deep expressions, so depth is checked first.
+The standard library's `ast` decides what is a constant; `runner.rewrite` replaces it and keeps every comment.
 """
 
 from __future__ import annotations
@@ -16,9 +15,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypeVar
-
-import libcst as cst
 
 from runner.errors import UsageError
 from runner.literals import Scalar, Value, literal, spell_value
@@ -26,6 +22,7 @@ from runner.literals import Scalar, Value, literal, spell_value
 NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 _POWER_OF_TWO = re.compile(r"2(\s*)\*\*(\s*)\d+")
 _MAX_DEPTH = 200
+"""Deeper expressions overflow the stack of LibCST's parser, which would end this process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +61,9 @@ def set_constants(source: str, values: Mapping[str, Value]) -> str:
             spellings[name] = spelling
     if not spellings:
         return source
-    # LibCST drops a byte order mark; everything else comes back byte for byte.
-    mark = source[: source.startswith("\ufeff")]
-    return mark + cst.parse_module(source).visit(_Setter(spellings)).code
+    from runner.rewrite import replace_values  # LibCST takes a tenth of a second to import
+
+    return replace_values(source, spellings)
 
 
 # Finding ----------------------------------------------------------------------------------------
@@ -163,40 +160,6 @@ def _walruses(comprehension: ast.AST) -> Iterator[tuple[str, int]]:
 
 
 # Writing ----------------------------------------------------------------------------------------
-
-
-_Node = TypeVar("_Node", cst.Assign, cst.AnnAssign)
-
-
-class _Setter(cst.CSTTransformer):
-    """Replaces the values of top-level assignments; functions and classes are not entered."""
-
-    def __init__(self, spellings: Mapping[str, str]) -> None:
-        super().__init__()
-        self._values = {name: cst.parse_expression(text) for name, text in spellings.items()}
-
-    def visit_FunctionDef(self, node: cst.FunctionDef) -> bool:  # noqa: ARG002, N802
-        return False
-
-    def visit_ClassDef(self, node: cst.ClassDef) -> bool:  # noqa: ARG002, N802
-        return False
-
-    def leave_Assign(self, original_node: cst.Assign, updated_node: cst.Assign) -> cst.Assign:  # noqa: ARG002, N802
-        if len(updated_node.targets) != 1:
-            return updated_node
-        return self._with_value(updated_node, updated_node.targets[0].target)
-
-    def leave_AnnAssign(  # noqa: N802
-        self,
-        original_node: cst.AnnAssign,  # noqa: ARG002
-        updated_node: cst.AnnAssign,
-    ) -> cst.AnnAssign:
-        return self._with_value(updated_node, updated_node.target)
-
-    def _with_value(self, node: _Node, target: cst.BaseExpression) -> _Node:
-        name = target.value if isinstance(target, cst.Name) else ""
-        value = self._values.get(name)
-        return node if value is None else node.with_changes(value=value)
 
 
 def _respell(constant: Constant, value: Value) -> str:

@@ -12,10 +12,8 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -26,30 +24,21 @@ from runner.resources import resource
 from runner.sandbox.build import Builder, Built
 from runner.setup.engine import keep_out_of_git
 from runner.setup.steps import CommandError, Say, Stopwatch, apt_install, run
+from runner.wheels import PYTHON, Wheels, sha256_of
 
 SUITE = "bookworm"
 REGISTRY_BASE = "debian:bookworm-slim"
-PYTHON = "3.11"
-"""Of the base; the image locks hold for it."""
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-"""Where PyTorch publishes its builds for the CPU, for hosts whose pip finds none; see TORCH_INDEX_VARIABLE."""
-TORCH_INDEX_VARIABLE = "AUTORESEARCH_TORCH_INDEX"
 BASE_VARIABLE = "AUTORESEARCH_BASE"
 """`registry` or `packages`: where the base comes from; unset: a registry if one answers."""
 CONTENT_LABEL = "autoresearch.content"
 BASE_LABEL = "autoresearch.base"
+BASE_REPOSITORY = "autoresearch/base"
 BASE_NAME_LABEL = "autoresearch.base.name"
 KIND_LABEL = "autoresearch.kind"
 TORCH_LABEL = "autoresearch.torch.sha256"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-OLDEST_GLIBC, NEWEST_GLIBC = 5, 36
-"""manylinux_2_5 to manylinux_2_36: Debian 12 has glibc 2.36."""
-CPU_TORCH_MAX_BYTES = 700 << 20
 CUDA_FREE_BYTES = 20 << 30
 """Wheels 3 GB, installed twice while building."""
-PIP_OPTIONS = ("--no-deps", "--only-binary=:all:", "--progress-bar=off", "--disable-pip-version-check")
-CUDA_REQUIREMENTS = ("nvidia", "cuda", "triton")
-
 PROBE = """\
 import importlib.util, json, platform
 facts = {"python": platform.python_version(), "torch": None, "cuda": None}
@@ -196,12 +185,12 @@ class _Work:
         self._environment = environment
         self._machine = self._look_at_machine()
         self._lock = resource("images", f"{kind.name}.lock")
-        self._lock_hash = _sha256(self._lock)
+        self._lock_hash = sha256_of(self._lock)
         base_files = [resource("images", name) for name in ("base.Dockerfile", "base.sh")]
         self._base_hash = _digest(
             SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(_sha256, base_files)
         )
-        dockerfile = _sha256(resource("images", "Dockerfile"))
+        dockerfile = sha256_of(resource("images", "Dockerfile"))
         self._content = _digest(kind.name, self._base_hash, dockerfile, self._lock_hash)
 
     def _look_at_machine(self) -> str:
@@ -226,7 +215,13 @@ class _Work:
     def _build(self) -> Built:
         if self._kind.torch == "cuda":
             self._need_room()
-        wheels = _Wheels(self._kind, self._lock, self._machine, self._state, self._say, self._environment)
+        wheels = Wheels(
+            self._state / "wheels" / f"{self._kind.name}-{self._machine}",
+            lock=self._lock,
+            machine=self._machine,
+            say=self._say,
+            environment=self._environment,
+        )
         torch_hash = wheels.fetch()
         base = self._base()
         watch = Stopwatch()
@@ -281,8 +276,10 @@ class _Work:
     # -------------------------------------------------------------------------------------------- the base
 
     def _base(self) -> Built:
-        found = self._engine.find(BASE_LABEL, self._base_hash)
-        if found is not None:
+        # By name: what is built on a base inherits its labels.
+        name = f"{BASE_REPOSITORY}:{self._base_hash[:12]}"
+        found = self._engine.get(name)
+        if found is not None and found.labels.get(BASE_LABEL) == self._base_hash:
             return found
         wanted = self._environment.get(BASE_VARIABLE, "")
         if wanted not in {"", "registry", "packages"}:
@@ -290,11 +287,11 @@ class _Work:
             raise UsageError(message)
         digest = None if wanted == "packages" else self._digest()
         if digest is not None:
-            return self._base_from_registry(digest)
+            return self._base_from_registry(digest, name)
         if wanted == "registry":
             message = f"no registry gives {REGISTRY_BASE}, and {BASE_VARIABLE} allows nothing else"
             raise EngineError(message)
-        return self._base_from_packages()
+        return self._base_from_packages(name)
 
     def _digest(self) -> str | None:
         """The digest that was used before, so that a rebuild has the same base; else the registry's word."""
@@ -304,7 +301,7 @@ class _Work:
                 return digest
         return self._engine.registry_digest(REGISTRY_BASE)
 
-    def _base_from_registry(self, digest: str) -> Built:
+    def _base_from_registry(self, digest: str, tag: str) -> Built:
         watch = Stopwatch()
         name = f"{REGISTRY_BASE}@{digest}"
         proxies = {
@@ -316,14 +313,14 @@ class _Work:
             [("Dockerfile", resource("images", "base.Dockerfile"))],
             arguments={"DEBIAN": name, "PACKAGES": " ".join(self._kind.packages), **proxies},
             labels={BASE_LABEL: self._base_hash, BASE_NAME_LABEL: name},
-            name=f"autoresearch/base:{self._base_hash[:12]}",
+            name=tag,
             network=True,
             say=self._say,
         )
         self._say(f"images: base from {name} ({watch})")
         return image
 
-    def _base_from_packages(self) -> Built:
+    def _base_from_packages(self, tag: str) -> Built:
         watch = Stopwatch()
         self._provide_mmdebstrap()
         with tempfile.TemporaryDirectory(dir=self._state, prefix="base.") as folder:
@@ -337,9 +334,8 @@ class _Work:
                     f"\nNeeded: a registry, or a machine whose package sources are Debian {SUITE}'s"
                 )
                 raise EngineError(message) from error
-            name = f"packages:{SUITE}@sha256:{_sha256(archive)}"
+            name = f"packages:{SUITE}@sha256:{sha256_of(archive)}"
             labels = {BASE_LABEL: self._base_hash, BASE_NAME_LABEL: name}
-            tag = f"autoresearch/base:{self._base_hash[:12]}"
             image = self._engine.import_base(archive, name=tag, labels=labels, say=self._say)
         self._say(f"images: base from Debian packages, no registry answers ({watch})")
         return image
@@ -357,145 +353,6 @@ class _Work:
         except CommandError as error:
             message = f"no registry can be reached, and mmdebstrap cannot be installed: {error}\n{error.tail}"
             raise EngineError(message) from error
-
-
-# -------------------------------------------------------------------------------------------------- wheels
-
-
-class _Wheels:
-    """The wheels of one lock for one machine type, downloaded with this host's own pip and its configuration."""
-
-    def __init__(
-        self, kind: Kind, lock: Path, machine: str, state: Path, say: Say, environment: Mapping[str, str]
-    ) -> None:
-        self._kind = kind
-        self._lock = lock
-        self._machine = machine
-        self._say = say
-        self._environment = environment
-        self._folder = state / "wheels" / f"{kind.name}-{machine}"
-
-    def fetch(self) -> str | None:
-        """Download what is missing; the hash of the torch wheel, if there is one."""
-        watch = Stopwatch()
-        stamp = self._folder / "complete.json"
-        lock_hash = _sha256(self._lock)
-        try:
-            complete = json.loads(stamp.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            complete = {}
-        if complete.get("lock") == lock_hash:
-            return complete["torch"]  # type: ignore[no-any-return]
-        self.remove()
-        self._folder.mkdir(parents=True)
-        hashed, unhashed = split_lock(self._lock.read_text(encoding="utf-8"))
-        for requirement in unhashed:
-            self._fetch_torch(requirement)
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as part:
-            part.write(hashed)
-            part.flush()
-            try:
-                self._download(["--require-hashes", "--requirement", part.name])
-            except CommandError as error:
-                message = f"the wheels of {self._lock.name} cannot be downloaded: {error}\n{error.tail}"
-                raise EngineError(message) from error
-        torch = next(self._folder.glob("torch-*.whl"), None)
-        torch_hash = _sha256(torch) if torch else None
-        stamp.write_text(json.dumps({"lock": lock_hash, "torch": torch_hash}), encoding="utf-8")
-        megabytes = sum(wheel.stat().st_size for wheel in self._folder.glob("*.whl")) >> 20
-        self._say(f"images: downloaded {megabytes} MB of wheels ({watch})")
-        return torch_hash
-
-    def files(self) -> list[tuple[str, Path]]:
-        """For the build context; pip itself lies apart, as it does the installing and is not installed."""
-        wheels = sorted(self._folder.glob("*.whl"))
-        return [(f"{'pip' if w.name.startswith('pip-') else 'wheels'}/{w.name}", w) for w in wheels]
-
-    def remove(self) -> None:
-        """Remove them."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _fetch_torch(self, requirement: str) -> None:
-        """The build for the CPU: from where pip looks anyway, else from PyTorch's own index."""
-        index = self._environment.get(TORCH_INDEX_VARIABLE, TORCH_CPU_INDEX)
-        try:
-            self._download([requirement])
-        except CommandError:
-            self._say(f"images: pip finds no {requirement}; asking {index}")
-            try:
-                self._download(["--index-url", index, requirement])
-            except CommandError as error:
-                message = (
-                    f"{requirement} cannot be downloaded, neither from pip's index nor from {index} "
-                    f"(set {TORCH_INDEX_VARIABLE} to another): {error}\n{error.tail}"
-                )
-                raise EngineError(message) from error
-        for wheel in self._folder.glob("torch-*.whl"):
-            refuse_cuda(wheel)
-
-    def _download(self, what: Sequence[str]) -> None:
-        run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                *PIP_OPTIONS,
-                *self._target(),
-                f"--dest={self._folder}",
-                *what,
-            ],
-            what="downloading wheels",
-            say=self._say,
-        )
-
-    def _target(self) -> list[str]:
-        """Options that name the image's Python, whatever runs here."""
-        abi = "cp" + PYTHON.replace(".", "")
-        names = [f"manylinux_2_{minor}" for minor in range(NEWEST_GLIBC, OLDEST_GLIBC - 1, -1)]
-        platforms = [*names, "manylinux2014", "manylinux2010", "manylinux1", "linux"]
-        return [
-            "--implementation=cp",
-            f"--python-version={PYTHON}",
-            *(f"--abi={name}" for name in (abi, "abi3", "none")),
-            *(f"--platform={name}_{self._machine}" for name in platforms),
-        ]
-
-
-def split_lock(text: str) -> tuple[str, list[str]]:
-    """A lock's requirements with hashes, and those without (torch's CPU build)."""
-    hashed: list[str] = []
-    unhashed: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("#") or not line.strip():
-            continue
-        if line.startswith(" ") or line.endswith("\\"):
-            hashed.append(line)
-        else:
-            unhashed.append(line.strip())
-    return "\n".join(hashed) + "\n", unhashed
-
-
-def refuse_cuda(wheel: Path) -> None:
-    """Raise `EngineError` unless this torch wheel is a build for the CPU."""
-    size = wheel.stat().st_size
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        metadata = archive.read(member).decode()
-    headers = metadata.split("\n\n", 1)[0].splitlines()
-    demands = [line.split(":", 1)[1].strip() for line in headers if line.startswith("Requires-Dist:")]
-    cuda = [demand for demand in demands if demand.startswith(CUDA_REQUIREMENTS)]
-    if cuda or size > CPU_TORCH_MAX_BYTES:
-        wheel.unlink()
-        message = (
-            f"{wheel.name} ({size >> 20} MB) is not a build for the CPU: it asks for {cuda or 'nothing'}"
-        )
-        raise EngineError(message)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(*parts: str) -> str:

@@ -160,14 +160,14 @@ def rest_from_elsewhere(handler: Handler) -> None:
 
 
 @contextmanager
-def server(served: Served) -> Iterator[Served]:
+def server(served: Served, host: str = "127.0.0.1") -> Iterator[Served]:
     """The server, with its address in `url`."""
     handler = type("Bound", (Handler,), {"served": served})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    httpd = ThreadingHTTPServer((host, 0), handler)
     httpd.daemon_threads = True
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    served.url = f"http://127.0.0.1:{httpd.server_port}"
+    served.url = f"http://{host}:{httpd.server_port}"
     try:
         yield served
     finally:

@@ -75,7 +75,9 @@ def fetch(
 ) -> str:
     downloader = Downloader(token=token, token_host=token_host, patience=patience)
     try:
-        return downloader.fetch(f"{hub.url}/a/file.bin", folder / "file.bin", check=fine, meter=meter or Meter())
+        return downloader.fetch(
+            f"{hub.url}/a/file.bin", folder / "file.bin", check=fine, meter=meter or Meter()
+        )
     finally:
         downloader.close()
 
@@ -131,7 +133,9 @@ def test_the_wait_that_a_server_asks_for_is_kept_up_to_a_limit(hub: Served, tmp_
     assert 1 <= time.monotonic() - began < 4
 
 
-@pytest.mark.parametrize("fault", [truncated(0), stalled(0), claiming(5), status(502), status(429, Retry_After="0")])
+@pytest.mark.parametrize(
+    "fault", [truncated(0), stalled(0), claiming(5), status(502), status(429, Retry_After="0")]
+)
 def test_a_server_that_never_does_better_is_given_up_in_time(
     hub: Served, tmp_path: Path, fault: object
 ) -> None:
@@ -156,7 +160,9 @@ def test_no_server_at_all_is_an_error_in_time(tmp_path: Path) -> None:
         fetch(nobody, tmp_path)
 
 
-@pytest.mark.parametrize(("code", "advice"), [(401, "HF_TOKEN"), (403, "terms"), (404, "revision"), (410, "mirror")])
+@pytest.mark.parametrize(
+    ("code", "advice"), [(401, "HF_TOKEN"), (403, "terms"), (404, "revision"), (410, "mirror")]
+)
 def test_a_refusal_is_final_and_says_what_to_do(hub: Served, tmp_path: Path, code: int, advice: str) -> None:
     hub.faults = [status(code)]
     with pytest.raises(CorpusError, match=rf"the server answered {code}; .*{advice}"):
@@ -200,7 +206,9 @@ def test_a_file_that_changed_between_two_attempts_is_fetched_from_the_start(
     assert hub.requests[1]["if-range"] == '"one"'
 
 
-@pytest.mark.parametrize("fault", [whole_whatever_was_asked, rest_of_another_file, rest_from_elsewhere, status(416)])
+@pytest.mark.parametrize(
+    "fault", [whole_whatever_was_asked, rest_of_another_file, rest_from_elsewhere, status(416)]
+)
 def test_an_answer_that_is_not_the_rest_is_not_appended(hub: Served, tmp_path: Path, fault: object) -> None:
     hub.faults = [truncated(100_000), fault]  # type: ignore[list-item]
     fetch(hub, tmp_path)

@@ -55,7 +55,11 @@ def test_text_without_paragraphs_is_cut_at_lines_and_without_lines_anywhere(tmp_
     ("name", "content", "complaint"),
     [
         ("a.txt", "caf\xe9".encode("latin-1"), r"a\.txt is not UTF-8"),
-        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}', r"a\.jsonl, line 2: not a JSON object with a string `text`"),
+        (
+            "a.jsonl",
+            b'{"text": "x"}\n{"txt": 1}',
+            r"a\.jsonl, line 2: not a JSON object with a string `text`",
+        ),
         ("a.jsonl", b'{"text": 3}', "line 1"),
         ("a.jsonl", b"[" * 100_000, "line 1"),
         ("a.jsonl", b'{"text": "\xff"}', "line 1"),

@@ -60,7 +60,9 @@ def test_each_row_tears_at_most_one_document(lengths: list[int], row_length: int
     runs = 0
     for row in packed(documents, row_length):
         first = {int(token) for document in documents for token in document[::row_length]}
-        runs += sum(token in first or index == 0 or row[index - 1] + 1 != token for index, token in enumerate(row))
+        runs += sum(
+            token in first or index == 0 or row[index - 1] + 1 != token for index, token in enumerate(row)
+        )
     assert runs <= whole_pieces + sum(lengths) // row_length
 
 
@@ -112,14 +114,18 @@ class Texts:
         return iter(self._splits[split])
 
 
-WORDS = [f"naïve café 北京 — wholly 🎈 unremarkable text number {number}, and so on.\n" for number in range(400)]
+WORDS = [
+    f"naïve café 北京 — wholly 🎈 unremarkable text number {number}, and so on.\n" for number in range(400)
+]
 
 
 def made(tmp_path: Path, val_rows: int | None = None, **splits: list[str]) -> tuple[Path, Tokenizer]:
     out = tmp_path / "out"
     out.mkdir()
     source = Texts(**{"train": WORDS, "val": WORDS[:90], "test": WORDS[90:180], **splits})
-    build(source, Shape(vocab_size=300, sequence_length=15, val_rows=val_rows), {"dataset": "x"}, out, threads=2)
+    build(
+        source, Shape(vocab_size=300, sequence_length=15, val_rows=val_rows), {"dataset": "x"}, out, threads=2
+    )
     return out, Tokenizer.load(out / "prepare" / "tokenizer.json")
 
 

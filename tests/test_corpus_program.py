@@ -42,7 +42,10 @@ def run(tmp_path: Path, **spec: object) -> tuple[int, list[dict[str, Any]], Path
 def folder(tmp_path: Path) -> Path:
     files = tmp_path / "files"
     files.mkdir()
-    lines = [json.dumps({"text": f"Number {number} is followed by {number + 1}, as always."}) for number in range(400)]
+    lines = [
+        json.dumps({"text": f"Number {number} is followed by {number + 1}, as always."})
+        for number in range(400)
+    ]
     (files / "a.jsonl").write_text("\n".join(lines))
     return files
 
@@ -80,7 +83,9 @@ def test_a_folder_becomes_the_documented_tree(tmp_path: Path) -> None:
 def test_the_salt_is_nowhere_in_the_tree(tmp_path: Path) -> None:
     _, _, out = from_files(tmp_path)
     for path in out.rglob("*"):
-        assert path.is_dir() or (SALT.encode() not in path.read_bytes() and bytes.fromhex(SALT) not in path.read_bytes())
+        assert path.is_dir() or (
+            SALT.encode() not in path.read_bytes() and bytes.fromhex(SALT) not in path.read_bytes()
+        )
 
 
 def test_the_same_spec_gives_the_same_bytes_and_another_salt_another_split(tmp_path: Path) -> None:
@@ -122,7 +127,9 @@ def test_shards_become_a_tree_that_names_its_sources(tmp_path: Path) -> None:
         ({"dataset": "moon"}, "there is no data set 'moon'"),
     ],
 )
-def test_bad_data_end_in_one_line_and_exit_code_6(tmp_path: Path, spec: dict[str, object], complaint: str) -> None:
+def test_bad_data_end_in_one_line_and_exit_code_6(
+    tmp_path: Path, spec: dict[str, object], complaint: str
+) -> None:
     code, said, out = from_files(tmp_path, **spec)
     assert code == 6
     assert complaint in said[-1]["error"]

@@ -92,7 +92,9 @@ def test_every_chapter_is_in_one_split(tmp_path: Path) -> None:
     source = KingJames(SALT, reader(tmp_path, plain_with="-f"))
     found = [text for split in SPLITS for text in source.documents(split)]
     assert sorted(found) == sorted(kjv.documents(reader(tmp_path, plain_with="-f")))
-    assert [source.total(split) for split in SPLITS] == [len(list(source.documents(split))) for split in SPLITS]
+    assert [source.total(split) for split in SPLITS] == [
+        len(list(source.documents(split))) for split in SPLITS
+    ]
 
 
 def test_a_reader_that_prints_less_is_an_error(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from corpus.tokenizer import BOS, ENCODE_CHARS, Tokenizer, train
 from hypothesis import given
 from hypothesis import strategies as st
 
-TEXTS = [f"Im Jahr {year} gab es {year * 7} Bäume, 東京 und 🎈🎈 {BOS} wieder.\n" for year in range(1500, 1900)]
+TEXTS = [
+    f"Im Jahr {year} gab es {year * 7} Bäume, 東京 und 🎈🎈 {BOS} wieder.\n" for year in range(1500, 1900)
+]
 TOKENIZER = train(TEXTS, 360)
 
 
@@ -28,7 +30,9 @@ def test_training_twice_gives_the_same_tokens() -> None:
 
 def test_a_token_counts_its_raw_bytes_even_if_it_is_not_valid_utf8() -> None:
     lengths = TOKENIZER.token_bytes()
-    torn = [token for token, raw in enumerate(TOKENIZER.ranks) if raw.decode(errors="replace").encode() != raw]
+    torn = [
+        token for token, raw in enumerate(TOKENIZER.ranks) if raw.decode(errors="replace").encode() != raw
+    ]
     assert len(torn) >= 128
     assert lengths.dtype == np.uint16
     assert lengths.tolist() == [len(raw) for raw in TOKENIZER.ranks] + [0]

@@ -10,6 +10,7 @@ Read it from top to bottom: constants, attention, model, optimisers, training.  
 """
 
 import gc
+import itertools
 import math
 import sys
 import time
@@ -84,7 +85,7 @@ WARM_UP_STEPS = 3  # steps on dummy tokens before the gate, so that all is compi
 ATTENTION_SCALE = QK_SCALE**2 / math.sqrt(HEAD_DIM)
 
 
-def full_attention(q, k, v, window):
+def full_attention(q, k, v, _window):
     """Runs everywhere; has no windows and looks at the whole context instead."""
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=ATTENTION_SCALE).transpose(1, 2)
@@ -94,7 +95,7 @@ def flex_attention(device):
     """Windows by FlexAttention, compiled; the whole context by torch's own kernels."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-    def sees(batch, head, query, key):
+    def sees(_batch, _head, query, key):
         return (query >= key) & (query - key <= SHORT_WINDOW)
 
     mask = create_block_mask(sees, None, None, SEQUENCE_LENGTH, SEQUENCE_LENGTH, device=device)
@@ -176,7 +177,7 @@ def choose_attention(device, dtype):
         try:
             attend = make()
             works(attend, device, dtype)
-        except Exception as error:  # a missing package, or a kernel that this card cannot run
+        except Exception as error:  # noqa: BLE001  a missing package, or a kernel that this card cannot run
             print(f"attention: no {name} ({type(error).__name__})")
             forget_flash_attention()
         else:
@@ -211,6 +212,8 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
+    """Causal self-attention; in some layers a table of the tokens adds to the values."""
+
     def __init__(self, attend, window, has_value_embedding):
         super().__init__()
         self.attend = attend
@@ -234,6 +237,8 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
+    """Two matrices with a squared ReLU between them."""
+
     def __init__(self):
         super().__init__()
         self.hidden = Linear(MODEL_DIM, MLP_RATIO * MODEL_DIM)
@@ -244,6 +249,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then MLP, each on the normalised residual stream and added to it."""
+
     def __init__(self, attend, window, has_value_embedding):
         super().__init__()
         self.attention = Attention(attend, window, has_value_embedding)
@@ -255,6 +262,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """Ids in, logits out."""
+
     def __init__(self, attend, has_windows, dtype):
         super().__init__()
         self.dtype = dtype
@@ -313,12 +322,17 @@ class GPT(nn.Module):
         return 6 * sum(p.numel() for p in matrices) + 12 * MODEL_DIM * sum(windows)
 
 
+def compute_dtype(device):
+    """bfloat16 on Ampere and later; float32 on older cards, as float16 would need loss scaling, and on the CPU."""
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
 def build_model(device):
     """The network with new weights.  Training starts from it; scoring builds it again and loads what was saved."""
     device = torch.device(device)
-    # Cards before Ampere have no bfloat16 worth using, and float16 would need loss scaling: they get float32.
-    has_bfloat16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    dtype = torch.bfloat16 if has_bfloat16 else torch.float32
+    dtype = compute_dtype(device)
     assert MODEL_DIM % HEAD_DIM == 0, f"MODEL_DIM {MODEL_DIM} is no multiple of HEAD_DIM {HEAD_DIM}"
     attend, has_windows = choose_attention(device, dtype)
     with device:
@@ -341,11 +355,10 @@ POLAR_EXPRESS = (
 )
 
 
-def orthogonalise(matrices):
-    """The nearest orthogonal matrix of each in [N, rows, columns], roughly."""
+def orthogonalise(matrices, dtype):
+    """The nearest orthogonal matrix of each in [N, rows, columns], roughly, computed in this dtype."""
     wide = matrices.size(-2) <= matrices.size(-1)
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
-    x = x if wide else x.mT
+    x = (matrices if wide else matrices.mT).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
@@ -353,13 +366,13 @@ def orthogonalise(matrices):
     return (x if wide else x.mT).to(matrices.dtype)
 
 
-def muon_update(weights, grads, momenta, squares, rate, momentum, weight_decay):
+def muon_update(weights, grads, momenta, squares, rate, momentum, weight_decay, dtype):
     """New weights of a stack of matrices [N, rows, columns]; momenta and squares [N, rows, 1] are updated in place.
 
-    The last three are 0-D tensors: their values change at every step, and numbers would be compiled in.
+    Rate, momentum and decay are 0-D tensors: their values change at every step, and numbers would be compiled in.
     """
     momenta.lerp_(grads, 1 - momentum)
-    update = orthogonalise(grads.lerp(momenta, momentum))
+    update = orthogonalise(grads.lerp(momenta, momentum), dtype)
     # Even out the rows by their running mean square, and keep the size of the whole.
     before = update.norm(dim=(-2, -1), keepdim=True)
     squares.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - MUON_BETA2)
@@ -382,18 +395,18 @@ class Muon:
             momenta = group[0].new_zeros(len(group), rows, columns, requires_grad=False)
             squares = group[0].new_zeros(len(group), rows, 1, requires_grad=False)
             self.stacks.append((group, momenta, squares, math.sqrt(max(1, rows / columns))))
-        self.update = muon_update
-        if DEVICE.type == "cuda":
-            torch._dynamo.config.recompile_limit = 64  # once for each shape, not more
-            self.update = torch.compile(muon_update, dynamic=False, fullgraph=True)
+        self.dtype = compute_dtype(DEVICE)
+        self.update = torch.compile(muon_update, dynamic=False) if DEVICE.type == "cuda" else muon_update
 
     @torch.no_grad()
     def step(self, rate, momentum, weight_decay):
-        momentum, weight_decay = torch.tensor(momentum), torch.tensor(weight_decay)
         for group, momenta, squares, factor in self.stacks:
             grads = torch.stack([weight.grad for weight in group])
-            rate_here = torch.tensor(rate * factor)
-            new = self.update(torch.stack(group), grads, momenta, squares, rate_here, momentum, weight_decay)
+            # Filled on the device: a copy from the host would wait for the GPU.
+            changing = [
+                torch.full((), x, device=grads.device) for x in (rate * factor, momentum, weight_decay)
+            ]
+            new = self.update(torch.stack(group), grads, momenta, squares, *changing, self.dtype)
             torch._foreach_copy_(group, list(new.unbind()))
 
 
@@ -443,22 +456,24 @@ class Optimiser:
 # ---------------------------------------------------------------------------------------------------------------------
 # Training
 
-# Dense bfloat16 operations per second that the maker states, by a part of the card's name; the first match counts.
+# Dense bfloat16 operations per second that the maker states, by the card's name.  An unknown card has an MFU of 0.
 PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989.5e12,
-    "H200": 989.5e12,
-    "GH200": 989.5e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA GH200 480GB": 989.5e12,
+    "NVIDIA H200": 989.5e12,
+    "NVIDIA H100 80GB HBM3": 989.5e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA GeForce RTX 5090": 209.5e12,
+    "NVIDIA GeForce RTX 4090": 165.2e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
 }
 
 
@@ -481,10 +496,9 @@ def warm_up(model, compiled):
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     with torch.random.fork_rng():
         optimiser = Optimiser(model)  # thrown away with its state
-        shape = (DEVICE_BATCH_SIZE, SEQUENCE_LENGTH)
-        dummy = ((*torch.randint(VOCAB_SIZE, (2, *shape), device=DEVICE), 0) for _ in iter(int, 1))
+        ids = torch.randint(VOCAB_SIZE, (DEVICE_BATCH_SIZE, SEQUENCE_LENGTH), device=DEVICE)
         for _ in range(WARM_UP_STEPS):
-            train_step(compiled, optimiser, dummy, progress=0.0)
+            train_step(compiled, optimiser, itertools.repeat((ids, ids, 0)), progress=0.0)
     model.load_state_dict(weights)
 
 
@@ -552,10 +566,7 @@ def main(warm=DEVICE.type == "cuda"):
 
     tokens = step * TOTAL_BATCH_SIZE
     on_gpu = DEVICE.type == "cuda"
-    name = torch.cuda.get_device_name() if on_gpu else ""
-    peak = next((flops for part, flops in PEAK_FLOPS.items() if part in name), 0)
-    if model.dtype != torch.bfloat16:
-        peak = 0
+    peak = PEAK_FLOPS.get(torch.cuda.get_device_name(), 0) if model.dtype == torch.bfloat16 else 0
     summary = {
         "training_seconds": training_seconds,
         "total_seconds": time.monotonic() - STARTED,

@@ -146,10 +146,7 @@ def _step(dimension: Dimension, value: float, size: float) -> float:
     if dimension.power_of_two:
         powers = max(1, round(abs(size) * math.log2(high / low)))
         return value * 2.0**powers if size > 0 else value / 2.0**powers
-    if dimension.log:
-        moved = value * (high / low) ** size
-    else:
-        moved = value + size * (high - low)
+    moved = value * (high / low) ** size if dimension.log else value + size * (high - low)
     grain = dimension.step or (1 if dimension.whole else 0)
     return value + math.copysign(max(abs(moved - value), grain), size)
 

@@ -12,26 +12,27 @@ file holds exactly the proposals: what the estimator merely tried out stays in m
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.agents.moves import Region, Setting, describe, ends, perturb, region, repair, tidy
+from runner.agents.coding import champion_score, decode, encode, fingerprint, parameter, unspell
+from runner.agents.moves import Region, Setting, describe, ends, perturb, region, repair
 from runner.agents.space import Dimension
 from runner.constants import find_constants, set_constants
 from runner.errors import AgentError, StateError, UsageError
 from runner.literals import Value, spell_value
-from runner.trial import Kind, Proposal, Record, Verdict
+from runner.trial import Kind, Proposal, Record
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
 
 STARTUP = 6
 """So many perturbations before the estimator has its first turn."""
@@ -59,6 +60,7 @@ class TunerAgent:
         self._space, self._seed, self._sequence_length = space, seed, sequence_length
         self._study = _open(journal)
         self._handed: set[int] = set()
+        self._told: set[int] = set()
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | None:
         """A setting that was not tried on this file; None when none is found any more.
@@ -73,12 +75,12 @@ class TunerAgent:
         lost = self._asked_and_lost(champion, where)
         if lost is not None:
             return lost
-        number = len(self._study.trials)
+        number = len(self._trials())
         for attempt in range(ALL_TRIES):
             how, setting = self._draw(where, number, attempt)
             source = set_constants(champion, setting)
-            if _fingerprint(source) not in self._tried(champion):
-                self._write(where, setting, {"source": _fingerprint(source), "how": how})
+            if fingerprint(source) not in self._tried(champion):
+                self._write(where, setting, {"source": fingerprint(source), "how": how})
                 return self._proposal(number, where, setting, source, how)
         return None
 
@@ -87,17 +89,23 @@ class TunerAgent:
         from optuna.trial import TrialState
 
         number = int(record.token) if record.token.isdecimal() else -1
-        if not 0 <= number < len(self._study.trials):
+        if number in self._told:
+            return
+        trials = self._trials()
+        if not 0 <= number < len(trials):
             raise AgentError(
                 f"the tuner's study does not know trial {record.trial} of this run: its file was removed or changed; "
                 "start another --tag"
             )
-        if self._study.trials[number].state.is_finished():
+        self._told.add(number)
+        if trials[number].state.is_finished():
             return
-        if record.val_bpb is None or not math.isfinite(record.val_bpb):
-            self._study.tell(number, state=TrialState.FAIL)
-        else:
-            self._study.tell(number, record.val_bpb)
+        scored = record.val_bpb is not None and math.isfinite(record.val_bpb)
+        with _writing():
+            if scored:
+                self._study.tell(number, record.val_bpb)
+            else:
+                self._study.tell(number, state=TrialState.FAIL)
 
     # What is known ------------------------------------------------------------------------------
 
@@ -112,28 +120,29 @@ class TunerAgent:
 
     def _learn_champion(self, champion: str, where: Region, history: Sequence[Record]) -> None:
         """Add the champion as a finished trial unless it is one: the baseline, or what another agent found."""
-        marks = {trial.user_attrs.get("source") for trial in self._study.trials}
-        score = _champion_score(history)
-        if score is not None and _fingerprint(champion) not in marks:
-            self._write(where, where.current, {"source": _fingerprint(champion), "how": "champion"}, score)
+        marks = {trial.user_attrs.get("source") for trial in self._trials()}
+        score = champion_score(history)
+        if score is not None and fingerprint(champion) not in marks:
+            self._write(where, where.current, {"source": fingerprint(champion), "how": "champion"}, score)
 
     def _tried(self, champion: str) -> set[str]:
-        return {_fingerprint(champion), *(trial.user_attrs.get("source", "") for trial in self._study.trials)}
+        return {fingerprint(champion), *(trial.user_attrs.get("source", "") for trial in self._trials())}
 
     def _asked_and_lost(self, champion: str, where: Region) -> Proposal | None:
         """A proposal that an earlier process made and nobody judged: the same once more."""
         from optuna.trial import TrialState
 
-        for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-            if trial.number in self._handed:
+        for trial in self._trials():
+            if trial.state.is_finished() or trial.number in self._handed:
                 continue
-            setting = {name: _value(text) for name, text in trial.user_attrs["setting"].items()}
+            setting = {name: unspell(text) for name, text in trial.user_attrs["setting"].items()}
             if setting.keys() == where.current.keys():
                 source = set_constants(champion, setting)
-                if _fingerprint(source) == trial.user_attrs["source"]:
+                if fingerprint(source) == trial.user_attrs["source"]:
                     return self._proposal(trial.number, where, setting, source, trial.user_attrs["how"])
             # The champion moved on meanwhile (another agent's keep): the idea was about another file.
-            self._study.tell(trial.number, state=TrialState.FAIL)
+            with _writing():
+                self._study.tell(trial.number, state=TrialState.FAIL)
         return None
 
     # Drawing ------------------------------------------------------------------------------------
@@ -149,8 +158,11 @@ class TunerAgent:
         wider = 1 + (attempt - PLANNED_TRIES) // 8
         return "wide perturbation", perturb(where, chance, count=max(SIZES) + wider, reach=1 + wider / 2)
 
+    def _trials(self) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
+
     def _made(self) -> int:
-        return sum(trial.user_attrs.get("how") != "champion" for trial in self._study.trials)
+        return sum(trial.user_attrs.get("how") != "champion" for trial in self._trials())
 
     def _estimate(self, where: Region, seed: int) -> Setting:
         import optuna
@@ -160,14 +172,14 @@ class TunerAgent:
                 multivariate=True, group=True, constant_liar=False, n_startup_trials=1, seed=seed
             )
             scratch = optuna.create_study(sampler=sampler)
-            scratch.add_trials([trial for trial in self._study.trials if trial.state.is_finished()])
+            scratch.add_trials([trial for trial in self._trials() if trial.state.is_finished()])
             wanted = {
-                _parameter(name, dimension): _distribution(dimension)
+                parameter(name, dimension): _distribution(dimension)
                 for name, dimension in where.dimensions.items()
             }
             params = scratch.ask(wanted).params
         drawn = {
-            name: _decode(dimension, params[_parameter(name, dimension)], where.current[name])
+            name: decode(dimension, params[parameter(name, dimension)], where.current[name])
             for name, dimension in where.dimensions.items()
         }
         return repair(where, drawn)
@@ -182,9 +194,9 @@ class TunerAgent:
 
         params, distributions = {}, {}
         for name, dimension in where.dimensions.items():
-            parameter = _parameter(name, dimension)
-            params[parameter] = _encode(dimension, setting[name])
-            distributions[parameter] = _distribution(dimension, params[parameter])
+            value = encode(dimension, setting[name])
+            params[parameter(name, dimension)] = value
+            distributions[parameter(name, dimension)] = _distribution(dimension, value)
         spelled = {name: spell_value(value) for name, value in setting.items()}
         trial = create_trial(
             state=TrialState.RUNNING if score is None else TrialState.COMPLETE,
@@ -193,11 +205,12 @@ class TunerAgent:
             distributions=distributions,
             user_attrs={**about, "setting": spelled},
         )
-        self._study.add_trial(trial)
+        with _writing():
+            self._study.add_trial(trial)
 
     def _proposal(self, number: int, where: Region, setting: Setting, source: str, how: str) -> Proposal:
         self._handed.add(number)
-        scored = [trial.value for trial in self._study.trials if trial.value is not None]
+        scored = [trial.value for trial in self._trials() if trial.value is not None]
         return Proposal(
             agent=self.name,
             idea=describe(where.current, setting),
@@ -215,23 +228,6 @@ _EXPLAINED = {
 }
 
 
-def _champion_score(history: Sequence[Record]) -> float | None:
-    """Mean of all measurements of the tree that the branch points at."""
-    kept = [record.commit for record in history if record.verdict is Verdict.KEEP]
-    baselines = [record.commit for record in history if record.verdict is Verdict.BASELINE]
-    champion = (kept or baselines or [None])[-1]
-    scores = [r.val_bpb for r in history if r.commit == champion and r.val_bpb is not None]
-    return math.fsum(scores) / len(scores) if champion is not None and scores else None
-
-
-def _fingerprint(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
-
-
-def _value(text: str) -> Value:
-    return find_constants(f"X = {text}")["X"].value
-
-
 # Optuna's side ----------------------------------------------------------------------------------
 
 
@@ -240,16 +236,24 @@ def _open(journal: Path) -> Study:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    _cut_torn_line(journal)
-    with _quiet():
+    with _quiet(), _writing():
+        _cut_torn_line(journal)
         try:
             backend = JournalFileBackend(str(journal), lock_obj=_NoLock())  # type: ignore[arg-type]
             storage = JournalStorage(backend)
             return optuna.create_study(storage=storage, study_name=STUDY, load_if_exists=True)
-        except OSError as error:
-            raise StateError(f"cannot write {journal}: {error.strerror}") from error
         except (ValueError, KeyError) as error:
             raise StateError(f"{journal} is damaged ({error}): start another --tag") from error
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StateError(
+            f"cannot write the tuner's study {error.filename or ''}: {error.strerror}"
+        ) from error
 
 
 def _cut_torn_line(journal: Path) -> None:
@@ -285,23 +289,13 @@ class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a verb
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
-def _parameter(name: str, dimension: Dimension) -> str:
-    """The constant's name in the study; another kind of range is another parameter, as Optuna wants it."""
-    if dimension.choices:
-        listed = json.dumps([spell_value(choice) for choice in dimension.choices])
-        return f"{name}:choice-{hashlib.sha256(listed.encode()).hexdigest()[:6]}"
-    if dimension.power_of_two:
-        return f"{name}:power"
-    return f"{name}:{'whole' if dimension.whole else 'real'}{'-log' if dimension.log else ''}"
-
-
 def _distribution(dimension: Dimension, holding: float | str | None = None) -> BaseDistribution:
     """The range as Optuna sees it, stretched to hold one value that repair may have put outside."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if dimension.choices:
         return CategoricalDistribution([spell_value(choice) for choice in dimension.choices])
-    low, high = (_encode(dimension, end) for end in ends(dimension))
+    low, high = (encode(dimension, end) for end in ends(dimension))
     held = low if holding is None else holding
     assert isinstance(low, int | float) and isinstance(high, int | float) and isinstance(held, int | float)  # noqa: PT018
     low, high = min(low, held), max(high, held)
@@ -310,25 +304,3 @@ def _distribution(dimension: Dimension, holding: float | str | None = None) -> B
     if dimension.whole:
         return IntDistribution(int(low), int(high), log=dimension.log)
     return FloatDistribution(low, high, log=dimension.log)
-
-
-def _encode(dimension: Dimension, value: Value) -> float | str:
-    if dimension.choices:
-        return spell_value(next(choice for choice in dimension.choices if choice == value))
-    assert isinstance(value, int | float)
-    if dimension.power_of_two:
-        return round(math.log2(max(1, value)))
-    return int(value) if dimension.whole else float(value)
-
-
-def _decode(dimension: Dimension, param: float | str, current: Value) -> Value:
-    """The value that a parameter stands for; a power that rounds to the champion's odd value is that value."""
-    if dimension.choices:
-        return next(choice for choice in dimension.choices if spell_value(choice) == param)
-    assert isinstance(param, int | float)
-    if _encode(dimension, current) == param:
-        return current
-    return tidy(dimension, 2.0**param if dimension.power_of_two else param)
-
-
-__all__ = ["TunerAgent"]

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ import docker.errors
 
 from runner.errors import EngineError
 from runner.sandbox.connect import connect
-from runner.sandbox.translate import engine_errors
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.setup.steps import Heartbeat, Say
 
 BUILD_LABEL = "autoresearch.build"
@@ -113,8 +114,8 @@ class Builder:
         stays behind.
         """
         build = uuid.uuid4().hex
-        with self._leaving_nothing(build), engine_errors():
-            stream = self._client.api.build(
+        with self._leaving_nothing(build), engine_errors(), Heartbeat(f"building {name}", say) as beat:
+            stream = self._client.api.build(  # returns when the context is sent
                 fileobj=_context(files),  # type: ignore[arg-type] # any iterable of bytes will do
                 custom_context=True,
                 buildargs={**arguments, "BUILD": build},
@@ -126,7 +127,7 @@ class Builder:
                 forcerm=True,
                 decode=True,
             )
-            _follow(stream, name, say)
+            _follow(stream, name, beat)
             return self._known(name)
 
     def _known(self, name: str) -> Built:
@@ -175,10 +176,54 @@ class Builder:
             raise EngineError(message)
         return output
 
-    def remove(self, image: str) -> None:
-        """Remove an image if nothing uses it."""
+    # ----------------------------------------------------------------------------------------- removing
+
+    def remove(self, image: str) -> bool:
+        """Remove an image unless something uses it; True if it was removed."""
         with engine_errors():
-            self._client.images.remove(image)
+            try:
+                self._client.images.remove(image)
+            except (docker.errors.ImageNotFound, docker.errors.APIError) as error:
+                if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+                    return False
+                raise
+        return True
+
+    def tagged(self, repository: str) -> list[str]:
+        """The ids of the images tagged `repository:...`."""
+        with engine_errors():
+            return [str(image.id) for image in self._client.images.list(name=repository)]
+
+    def remove_containers(self, labels: Mapping[str, str]) -> int:
+        """Kill and remove the containers that carry all `labels`; how many."""
+        with engine_errors():
+            found = self._client.api.containers(all=True, filters=_filter(labels))
+            for container in found:
+                remove_container(self._client, container["Id"])
+        return len(found)
+
+    def remove_volumes(self, labels: Mapping[str, str]) -> int:
+        """Remove the volumes that carry all `labels`; how many."""
+        with engine_errors():
+            found = self._client.api.volumes(_filter(labels))["Volumes"] or []
+            for volume in found:
+                remove_volume(self._client, volume["Name"])
+        return len(found)
+
+    def remove_volume(self, name: str) -> bool:
+        """Remove the volume of this name unless something uses it; True if it was removed."""
+        with engine_errors():
+            try:
+                self._client.api.remove_volume(name)
+            except docker.errors.APIError as error:
+                if error.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT}:
+                    return False
+                raise
+        return True
+
+
+def _filter(labels: Mapping[str, str]) -> dict[str, list[str]]:
+    return {"label": [f"{name}={value}" for name, value in labels.items()]}
 
 
 def _built(image: Any) -> Built:
@@ -198,17 +243,16 @@ def _context(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _follow(stream: Iterator[dict[str, Any]], name: str, say: Say) -> None:
-    """Show the steps; raise on the error that ends a failed build."""
+def _follow(stream: Iterator[dict[str, Any]], name: str, beat: Heartbeat) -> None:
+    """Pass the steps on; raise on the error that ends a failed build."""
     said: list[str] = []
-    with Heartbeat(f"building {name}", say) as beat:
-        for event in stream:
-            text = str(event.get("stream") or event.get("status") or "").rstrip()
-            for line in text.splitlines():
-                said.append(line)
-                if line.startswith("Step "):
-                    beat.note(line)
-            if "error" in event:
-                tail = "\n".join(said[-TAIL_LINES:])
-                message = f"{name} could not be built: {event['error']}\n{tail}"
-                raise EngineError(message)
+    for event in stream:
+        text = str(event.get("stream") or event.get("status") or "").rstrip()
+        for line in text.splitlines():
+            said.append(line)
+            if line.startswith("Step "):
+                beat.note(line)
+        if "error" in event:
+            tail = "\n".join(said[-TAIL_LINES:])
+            message = f"{name} could not be built: {event['error']}\n{tail}"
+            raise EngineError(message)

@@ -16,7 +16,6 @@ import shutil
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -277,8 +276,8 @@ def start(folder: Path, endpoint: Endpoint, machine: Machine) -> Found:
         run(["systemctl", "start", "docker.service"], what="starting the docker service", say=say)
         (folder / "service").write_text("docker.service\n", encoding="utf-8")
         return _await(endpoint, None, folder, watch, SERVICE_SECONDS)
-    process = launch(folder, machine.dockerd or "dockerd", [])
-    return _await(endpoint, process, folder, watch, START_SECONDS)
+    dockerd = machine.dockerd or shutil.which("dockerd") or "/usr/sbin/dockerd"
+    return _await(endpoint, launch(folder, dockerd), folder, watch, START_SECONDS)
 
 
 def keep_out_of_git(state: Path) -> None:
@@ -289,24 +288,30 @@ def keep_out_of_git(state: Path) -> None:
         ignore.write_text("*\n", encoding="utf-8")
 
 
-def launch(folder: Path, dockerd: str, arguments: list[str]) -> subprocess.Popen[bytes]:
-    """Start `dockerd` detached; its log and pid file are in `folder`."""
+def launch(folder: Path, dockerd: str) -> int:
+    """Start `dockerd` detached and give its pid; its log and pid file are in `folder`."""
     pid_file = folder / "dockerd.pid"
     pid_file.unlink(missing_ok=True)
-    with (folder / "dockerd.log").open("ab") as log:
-        return subprocess.Popen(
-            [dockerd, "--pidfile", str(pid_file), *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            start_new_session=True,
+    log = os.open(folder / "dockerd.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return os.posix_spawn(
+            dockerd,
+            [dockerd, "--pidfile", str(pid_file)],
+            os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, log, 1),
+                (os.POSIX_SPAWN_DUP2, log, 2),
+            ],
+            setsid=True,
         )
+    finally:
+        os.close(log)
 
 
 def _await(
     endpoint: Endpoint,
-    process: subprocess.Popen[bytes] | None,
+    pid: int | None,
     folder: Path,
     watch: Stopwatch,
     seconds: float,
@@ -317,7 +322,7 @@ def _await(
             found = examine(endpoint, installed=True)
             if found.state is State.READY:
                 break
-            died = process is not None and process.poll() is not None
+            died = pid is not None and _has_ended(pid)
             if died or time.monotonic() - started > seconds:
                 what = "dockerd ended" if died else f"no answer after {seconds:.0f} s"
                 raise EngineError(f"{what}: {found.message}\n{_log_tail(folder)}")
@@ -342,8 +347,8 @@ def our_process(folder: Path) -> int | None:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return None
-    ours = Path(os.fsdecode(words[0])).name == "dockerd" and os.fsencode(str(pid_file)) in words
-    return pid if ours else None
+    is_dockerd = any(Path(os.fsdecode(word)).name == "dockerd" for word in words[:2])
+    return pid if is_dockerd and os.fsencode(str(pid_file)) in words else None
 
 
 def stop(folder: Path) -> str:
@@ -369,18 +374,18 @@ def stop(folder: Path) -> str:
                     f"dockerd (pid {pid}) did not end within {STOP_SECONDS:.0f} s; see {folder}/dockerd.log"
                 )
                 raise EngineError(message)
-            _collect(pid)
+            _has_ended(pid)
             time.sleep(0.1)
     (folder / "dockerd.pid").unlink(missing_ok=True)
     return f"stopped the engine that was started from here (pid {pid})"
 
 
-def _collect(pid: int) -> None:
-    """If the process is our child (in a test), collect it, so that it does not stay as a zombie."""
+def _has_ended(pid: int) -> bool:
+    """Whether our child has ended; collects it, so that it does not stay as a zombie.  False for others."""
     try:
-        os.waitpid(pid, os.WNOHANG)
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
     except ChildProcessError:
-        return
+        return False
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -389,14 +394,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("action", choices=["start", "stop", "status"])
     parser.add_argument("--folder", type=Path, default=ROOT / ".autoresearch" / "engine")
     options = parser.parse_args(arguments)
+    folder = options.folder.absolute()
     watch = Stopwatch()
     try:
         if options.action == "stop":
-            say(f"engine: {stop(options.folder)} ({watch})")
+            say(f"engine: {stop(folder)} ({watch})")
             return 0
         endpoint = discover(os.environ)
         if options.action == "start":
-            start(options.folder, endpoint, Machine.look())
+            start(folder, endpoint, Machine.look())
             return 0
         found = examine(endpoint)
         say(f"engine: {found.message}")

@@ -22,6 +22,8 @@ import json
 import os
 import shutil
 import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from runner.setup.steps import CommandError, Heartbeat, Stopwatch, apt_install, run, say
@@ -57,26 +59,41 @@ def missing_parts() -> list[str]:
     return [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
 
 
+def install_package(package: str) -> None:
+    """As root on Debian or Ubuntu.  Raises `CommandError`."""
+    watch = Stopwatch()
+    apt_install([package], what=f"installing {package}", say=say)
+    say(f"setup: installed {package} ({watch})")
+
+
 def debian_package() -> str:
     """The Debian package that has them."""
     return f"python{sys.version_info.major}.{sys.version_info.minor}-venv"
 
 
-def provide_venv(*, root_user: bool, apt: str | None) -> str | None:
+@dataclass(frozen=True)
+class Means:
+    """What this machine offers for it; a test hands in another."""
+
+    missing: Callable[[], list[str]] = missing_parts
+    root: bool = os.geteuid() == 0
+    apt: bool = shutil.which("apt-get") is not None
+    install: Callable[[str], None] = install_package
+
+
+def provide_venv(means: Means) -> str | None:
     """See to it that this Python can make environments; else say what the user must do."""
-    missing = missing_parts()
+    missing = means.missing()
     if not missing:
         return None
     package = debian_package()
     lacks = f"this Python ({sys.executable}) lacks {' and '.join(missing)}"
-    if apt is None:
+    if not means.apt:
         return f"{lacks}; install your system's package for Python virtual environments, then run again"
-    if not root_user:
+    if not means.root:
         return f"{lacks}; run this, then try again:\n\n    sudo apt-get install {package}\n"
-    watch = Stopwatch()
-    apt_install([package], what=f"installing {package}", say=say)
-    say(f"setup: installed {package} ({watch})")
-    return f"{lacks}, also after installing {package}" if missing_parts() else None
+    means.install(package)
+    return f"{lacks}, also after installing {package}" if means.missing() else None
 
 
 def make(venv: Path, lock: Path, root: Path) -> None:
@@ -127,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(f"setup: .venv is up to date ({watch})")
         return 0
     try:
-        problem = provide_venv(root_user=os.geteuid() == 0, apt=shutil.which("apt-get"))
+        problem = provide_venv(Means())
         if problem:
             say(f"setup: {problem}")
             return 1

@@ -1,0 +1,329 @@
+"""The command line from outside, with real containers: one task, one run at preset tiny, all kinds of candidates."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from runner import images
+from runner.constants import set_constants
+from runner.prepare import Prepared, load
+from tests.conftest import run_git
+from tests.docker.conftest import STATE, ours
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+COMMAND = Path(sys.executable).with_name("autoresearch")
+CANDIDATES = Path(__file__).parents[1] / "candidates"
+TINY = ("--cpu", "--preset", "tiny")
+KEYS = {
+    "trial", "tag", "commit", "parent", "agent", "idea", "why", "kind", "ending", "verdict", "reason", "val_bpb",
+    "score_level", "gain", "sigma", "seed", "image", "gpu", "memory_gb", "steps", "tokens", "params", "cost_usd",
+    "seconds", "audit",
+}  # fmt: skip
+
+
+class Task:
+    """A task of its own, driven as a person would."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "AUTORESEARCH_DATA": str(data)}
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        done = self.spawn(*arguments)
+        out, err = done.communicate(timeout=500)
+        assert done.returncode == code, f"exit {done.returncode}\n{out}\n{err}"
+        assert "Traceback" not in out + err
+        return out if code == 0 else err
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[str]:
+        pipe = subprocess.PIPE
+        command = [str(COMMAND), *arguments]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+
+    def json(self, *arguments: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.call(*arguments, "--json").splitlines()]
+
+    def trial(self, source: str | Path, *arguments: str) -> dict[str, Any]:
+        path = source if isinstance(source, Path) else self.folder.parent / "candidate.py"
+        if isinstance(source, str):
+            path.write_text(source)
+        (found,) = self.json("trial", "--candidate", str(path), *arguments)
+        assert set(found) >= KEYS
+        return found
+
+    def champion(self) -> str:
+        return self.call("champion")
+
+
+@pytest.fixture(scope="module")
+def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Task]:
+    """Makes tasks that share prepared data."""
+    data = tmp_path_factory.mktemp("data")
+
+    def make() -> Task:
+        folder = tmp_path_factory.mktemp("task") / "task"
+        subprocess.run([COMMAND, "init", str(folder)], check=True, capture_output=True)
+        task = Task(folder, data)
+        for kind in ("cpu", "prepare"):
+            task.call("images", "build", kind)
+            assert images.image_id(kind, folder / ".autoresearch") == images.image_id(kind, STATE)
+        return task
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def task(make_task: Callable[[], Task]) -> Task:
+    """A task with a run: its baselines are measured."""
+    made = make_task()
+    made.call("run", *TINY, "--tag", "t", "--trials", "0")
+    return made
+
+
+@pytest.fixture(scope="module")
+def prepared(task: Task) -> Prepared:
+    (path,) = Path(task.environment["AUTORESEARCH_DATA"]).glob("kjv-v1024-*[0-9a-f]")
+    return load(path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(engine: DockerClient, task: Task) -> Any:
+    before = run_git(task.folder, "status", "--porcelain")
+    yield
+    labelled = ours(engine, "autoresearch.tag=t")
+    assert labelled == []
+    assert run_git(task.folder, "status", "--porcelain") == before
+
+
+def test_the_baseline_is_the_file_with_the_presets_constants(task: Task) -> None:
+    records = task.json("log")
+
+    assert [(record["trial"], record["verdict"]) for record in records] == [(0, "baseline"), (1, "baseline"), (2, "baseline")]
+    assert [record["seed"] for record in records] == [100_000, 100_001, 100_002]
+    assert len({record["val_bpb"] for record in records}) == 3
+    assert all(1.5 < record["val_bpb"] < 3 for record in records)
+    assert records[0]["score_level"] == "claimed"
+    assert records[0]["steps"] == 20
+    assert 100_000 < records[0]["params"] < 1_000_000
+    assert records[0]["tokens"] > 0
+    assert records[0]["memory_gb"] > 0
+    shown = task.call("show", "0")
+    assert "-DEPTH = 9" in shown
+    assert "+DEPTH = 2" in shown
+
+
+def test_better_is_kept_and_worse_is_not(task: Task) -> None:
+    champion = task.champion()
+    better = set_constants(champion, {"TOTAL_BATCH_SIZE": 2048, "DEVICE_BATCH_SIZE": 16, "UNEMBEDDING_LR": 0.02})
+    kept = task.trial(better, "--message", "a larger batch")
+
+    assert (kept["ending"], kept["verdict"]) == ("finished", "keep"), kept
+    assert kept["gain"] > 0.05
+    assert kept["idea"] == "a larger batch"
+    assert task.champion() == better
+    assert run_git(task.folder, "rev-parse", "autoresearch/t") == kept["commit"]
+    assert run_git(task.folder, "rev-parse", "autoresearch/t^") == kept["parent"]
+
+    worse = task.trial(set_constants(better, {"UNEMBEDDING_LR": 0.0001}))
+
+    assert (worse["ending"], worse["verdict"]) == ("finished", "discard"), worse
+    assert worse["gain"] < 0
+    assert task.champion() == better
+    assert run_git(task.folder, "rev-parse", f"refs/autoresearch/t/{worse['trial']}") == worse["commit"]
+    assert json.loads(run_git(task.folder, "notes", "--ref=autoresearch", "show", worse["commit"]))["verdict"] == "discard"
+
+    exported = task.folder.parent / "model.safetensors"
+    (value,) = task.json("export-model", str(kept["trial"]), "--output", str(exported))
+    assert exported.stat().st_size == value["bytes"] > 1000
+    task.call("export-model", str(worse["trial"]), code=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "reason"),
+    [
+        ("raises", "crashed", "train: exit code 1"),
+        ("sleeps", "timed_out", "train: still running"),
+        ("eats_memory", "out_of_memory", "train: the kernel ended a process at the memory limit of 2.0 GiB"),
+        ("prints_score", "invalid_output", "train: "),
+    ],
+)
+def test_a_trial_that_gives_no_score_is_a_value(task: Task, name: str, ending: str, reason: str) -> None:
+    before = run_git(task.folder, "rev-parse", "autoresearch/t")
+    record = task.trial(CANDIDATES / f"{name}.py")
+
+    assert (record["ending"], record["verdict"]) == (ending, "crash"), record
+    assert record["reason"].startswith(reason)
+    assert record["val_bpb"] is record["gain"] is record["score_level"] is None
+    assert run_git(task.folder, "rev-parse", "autoresearch/t") == before
+
+
+SEARCH = '''
+import base64, os, sys
+WANTED = {wanted!r}
+def decode(text): return bytes(byte ^ 0x55 for byte in base64.b64decode(text))
+NEEDLES = {{name: [decode(text) for text in texts] for name, texts in WANTED.items()}}
+def search(roots):
+    found, read = set(), 0
+    for root in roots:
+        for folder, _, names in os.walk(root):
+            for name in names:
+                path = os.path.join(folder, name)
+                if "bible" in path.lower() or "kjv" in path.lower(): found.add("name " + path)
+                if not os.path.isfile(path) or os.path.islink(path): continue
+                try: data = open(path, "rb").read()
+                except OSError: continue
+                read += len(data)
+                found |= {{kind for kind, needles in NEEDLES.items() if any(needle in data for needle in needles)}}
+    return found, read
+image, read = search(["/bin", "/etc", "/home", "/lib", "/lib64", "/media", "/mnt", "/opt", "/root", "/run", "/sbin", "/srv", "/usr", "/var"])
+if image or read < 100_000_000: sys.exit(f"image: {{image}} in {{read}} bytes")
+open("/out/ready", "w").close()
+while not os.access("/data/gated", os.R_OK): pass
+mounted, _ = search(["/data", "/in", "/out", "/prepare", "/scratch", "/tmp", "/dev/shm"])
+# The training rows must be found, or the search itself would be broken.
+if mounted != {{"train rows"}}: sys.exit(f"mounts: {{mounted}}")
+open("/out/checkpoint.safetensors", "wb").write(b"nothing of it was there")
+'''
+
+
+def test_validation_text_is_nowhere_in_a_train_container(task: Task, prepared: Prepared) -> None:
+    """Searched from inside: the package's files, its decoder, known sentences, and the tokens of validation rows."""
+
+    def needles(split: Any) -> tuple[list[bytes], list[bytes]]:
+        rows = prepared.rows(split)
+        some = rows[np.linspace(0, len(rows) - 1, 8).astype(int)]
+        ranks = json.loads((prepared.path / "prepare" / "tokenizer.json").read_text())["ranks"]
+        raw = [base64.b64decode(rank) for rank in ranks] + [b"\0"] * 10
+        texts = [b"".join(raw[token] for token in row).split(b"\0")[-1][:60] for row in some]
+        return [text for text in texts if len(text) == 60], [row[20:60].tobytes() for row in some]
+
+    def hidden(values: list[bytes]) -> list[str]:
+        return [base64.b64encode(bytes(byte ^ 0x55 for byte in value)).decode() for value in values]
+
+    sentences, rows = needles("val")
+    test_sentences, test_rows = needles("test")
+    assert sentences
+    wanted = {
+        "sentences": hidden(sentences + test_sentences),
+        "rows": hidden(rows + test_rows),
+        "train rows": hidden(needles("train")[1]),
+    }
+    record = task.trial(SEARCH.format(wanted=wanted))
+
+    log = (task.folder / ".autoresearch" / "t" / "trials" / f"{record['trial']:04d}" / "train.log").read_text()
+    assert log == ""
+    assert record["ending"] == "invalid_output", record
+    assert "checkpoint.safetensors: header" in record["reason"]
+
+
+def test_a_running_trial_has_every_limit(task: Task, engine: DockerClient) -> None:
+    """Looked at from outside, by the engine's own words."""
+    child = task.spawn("trial", "--candidate", str(CANDIDATES / "sleeps.py"))
+    try:
+        deadline = time.monotonic() + 60
+        running: list[Any] = []
+        while not running and time.monotonic() < deadline:
+            running = engine.api.containers(filters={"label": ["autoresearch.tag=t", "autoresearch.role=trial"]})
+            time.sleep(0.2)
+        (found,) = running
+        inspected = engine.api.inspect_container(found["Id"])
+    finally:
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=60)
+    host = inspected["HostConfig"]
+
+    assert inspected["Config"]["User"] == "10001:10001"
+    assert inspected["Image"] == images.image_id("cpu", STATE)
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] is None
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["Memory"] == host["MemorySwap"] == 2 << 30
+    assert host["PidsLimit"] == 256
+    assert host["NanoCpus"] == 2_000_000_000
+    assert host["LogConfig"]["Type"] == "local"
+    assert host["Binds"] is None
+    assert {mount["Type"] for mount in inspected["Mounts"]} == {"volume"}
+    assert {mount["Destination"]: mount["RW"] for mount in inspected["Mounts"]} == {
+        "/in": False,
+        "/out": True,
+        "/prepare": False,
+        "/data": False,
+    }
+    # Ctrl-C in the middle of a trial: nothing is left (the fixture looks), and the same command goes on.
+    assert child.returncode == 130
+    assert "what was measured is kept" in err
+    (trial,) = [entry for entry in task.json("status") if entry]
+    assert trial["open_trial"] is not None
+
+
+def test_an_interrupted_trial_is_taken_up_again(task: Task) -> None:
+    before = task.json("log")
+    task.call("run", "--trials", "0")
+    after = task.json("log")
+
+    assert len(after) == len(before) + 1
+    assert after[-1]["agent"] == "hand"
+    assert after[-1]["ending"] == "timed_out"
+
+
+def test_sigterm_ends_with_143(task: Task) -> None:
+    child = task.spawn("run", "--trials", "5", "--agent", "replay", "--proposals", str(CANDIDATES))
+    time.sleep(4)
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=60)
+
+    assert child.returncode == 143, err
+    assert "Traceback" not in err
+
+
+def test_flags_that_contradict_the_run_are_refused(task: Task) -> None:
+    assert "started otherwise than --preset smoke (it has tiny)" in task.call("run", "--preset", "smoke", code=2)
+    assert "exclude" in task.call("run", "--cpu", "--gpus", "0", "--new", code=2)
+
+
+def test_a_gpu_that_is_not_there_is_exit_4(task: Task) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.fail("this test is for machines without a GPU")
+    task.call("run", "--gpus", "0", "--new", code=4)
+    assert [path.name for path in (task.folder / ".autoresearch").iterdir() if (path / "journal.jsonl").exists()] == ["t"]
+
+
+def test_a_second_runner_is_refused(task: Task) -> None:
+    child = task.spawn("trial", "--candidate", str(CANDIDATES / "sleeps.py"))
+    try:
+        time.sleep(3)
+        assert "held by another runner" in task.call("run", "--trials", "0", code=7)
+    finally:
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=60)
+    assert child.returncode == 130
+
+
+def test_same_seed_same_score_and_another_seed_another(make_task: Callable[[], Task], task: Task) -> None:
+    other = make_task()
+    same = other.json("run", *TINY, "--tag", "same", "--trials", "0")
+    different = other.json("run", *TINY, "--tag", "different", "--seed", "2", "--trials", "0")
+    first = task.json("log")[:3]
+
+    assert [round(record["val_bpb"], 4) for record in same] == [round(record["val_bpb"], 4) for record in first]
+    assert not {record["val_bpb"] for record in different} & {record["val_bpb"] for record in first}
