@@ -188,7 +188,7 @@ class _Work:
         self._lock_hash = sha256_of(self._lock)
         base_files = [resource("images", name) for name in ("base.Dockerfile", "base.sh")]
         self._base_hash = _digest(
-            SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(_sha256, base_files)
+            SUITE, REGISTRY_BASE, self._machine, *kind.packages, *map(sha256_of, base_files)
         )
         dockerfile = sha256_of(resource("images", "Dockerfile"))
         self._content = _digest(kind.name, self._base_hash, dockerfile, self._lock_hash)

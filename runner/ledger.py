@@ -76,29 +76,37 @@ class Ledger:
         self._path = folder / JOURNAL
         self.state = State()
         whole, size = _read(self._path, self.state)
-        with _disk_errors(self._path):
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            if size != whole:
-                os.ftruncate(self._fd, whole)
-                os.fsync(self._fd)
+        self._fd: int | None = None
+        if size != whole:
+            with _disk_errors(self._path):
+                os.ftruncate(self._open(), whole)
+                os.fsync(self._open())
+
+    def _open(self) -> int:
+        if self._fd is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._path, flags, 0o600)
+        return self._fd
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; it is on the disk when this returns."""
         entry = {"event": event, **fields}
         line = (json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with _disk_errors(self._path):
-            before = os.fstat(self._fd).st_size
+            file = self._open()
+            before = os.fstat(file).st_size
             try:
-                _write_all(self._fd, line)
-                os.fsync(self._fd)
+                _write_all(file, line)
+                os.fsync(file)
             except OSError:
-                os.ftruncate(self._fd, before)
+                os.ftruncate(file, before)
                 raise
         self.state.apply(entry)
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._fd)
+        if self._fd is not None:
+            os.close(self._fd)
 
 
 def read(folder: Path) -> State:

@@ -337,7 +337,11 @@ def text_files(folder: Path) -> list[tuple[str, Path]]:
     if not folder.is_dir():
         message = f"{folder} is not a folder: name one with {', '.join(SUFFIXES)} files"
         raise DataError(message)
-    found = sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
+    try:
+        found = sorted((path.relative_to(folder).as_posix(), path) for path in _walk(folder))
+    except OSError as error:
+        message = f"{error.filename} cannot be read: {error.strerror}"
+        raise DataError(message) from error
     if not found:
         message = f"{folder} has no {', '.join(SUFFIXES)} file"
         raise DataError(message)

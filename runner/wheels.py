@@ -10,6 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from runner.errors import EngineError
 from runner.setup.steps import CommandError, Say, Stopwatch, run
@@ -81,15 +82,16 @@ class Wheels:
     def _fetch_torch(self, requirement: str) -> None:
         """The build for the CPU: from where pip looks anyway, else from PyTorch's own index."""
         index = self._environment.get(TORCH_INDEX_VARIABLE, TORCH_CPU_INDEX)
+        shown = urlsplit(index).hostname or index  # the rest may hold a password
         try:
             self._download([requirement])
         except CommandError:
-            self._say(f"images: pip finds no {requirement}; asking {index}")
+            self._say(f"images: pip finds no {requirement}; asking {shown}")
             try:
                 self._download(["--index-url", index, requirement])
             except CommandError as error:
                 message = (
-                    f"{requirement} cannot be downloaded, neither from pip's index nor from {index} "
+                    f"{requirement} cannot be downloaded, neither from pip's index nor from {shown} "
                     f"(set {TORCH_INDEX_VARIABLE} to another): {error}\n{error.tail}"
                 )
                 raise EngineError(message) from error

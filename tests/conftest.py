@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
-Git = Callable[..., str]
+# Shared machines are noisy: no example may fail for being slow.
+settings.register_profile("autoresearch", deadline=None)
+settings.load_profile("autoresearch")
 
 # A user's own configuration plays no part in any test.
 os.environ |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}

@@ -6,13 +6,16 @@ import io
 import os
 import tarfile
 import threading
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import requests
 
-from runner.errors import EngineError, UsageError
+from runner.errors import DataError, EngineError, UsageError
 from runner.sandbox import job
-from runner.sandbox.job import Access, JobLimits, prepare_body
+from runner.sandbox.job import Access, JobLimits, PrepareJob, prepare_body
 
 VOLUMES = {"/in": "v-in", "/out": "v-out"}
 LIMITS = JobLimits(memory_bytes=1 << 30, cpus=1.5, pids=99, log_bytes=1 << 20)
@@ -115,6 +118,26 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
     path.write_bytes(b"")
     with pytest.raises(OSError, match="became shorter"):
         list(stream)
+
+
+class Api:
+    """Takes an archive as the engine's client does: what fails while it reads becomes a lost connection."""
+
+    def put_archive(self, identifier: str, target: str, stream: Iterable[bytes]) -> bool:
+        try:
+            assert b"".join(stream)
+        except OSError as error:
+            raise requests.ConnectionError(error) from error
+        return True
+
+
+def test_a_file_of_the_user_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    client = SimpleNamespace(api=Api())
+    copier = PrepareJob(client, "image", tmp_path)  # type: ignore[arg-type]
+    (tmp_path / "there.txt").touch()
+    copier._put("id", "/files", [("there.txt", tmp_path / "there.txt")])
+    with pytest.raises(DataError, match=r"gone\.txt cannot be read: No such file"):
+        copier._put("id", "/files", [("gone.txt", tmp_path / "gone.txt")])
 
 
 def test_a_copy_that_stops_growing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

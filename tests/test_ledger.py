@@ -128,6 +128,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     with ledger.writing(folder) as run:
         run.write("run", format=ledger.FORMAT)
         full = os.open("/dev/full", os.O_RDWR)
+        assert run._fd is not None
         os.dup2(full, run._fd)
         os.close(full)
         with pytest.raises(StateError, match="cannot write"):

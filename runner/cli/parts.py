@@ -76,7 +76,11 @@ def look(task: Path, tag: str | None) -> tuple[Workspace, Path, State]:
     """Workspace, folder and state of a run, for looking only."""
     workspace = open_workspace(task)
     folder = run_folder(workspace.state, tag)
-    return workspace, folder, ledger.read(folder)
+    state = ledger.read(folder)
+    if state.header is None:
+        message = f"run {folder.name!r} died while it was being started: `autoresearch run --tag {folder.name}` starts it again"
+        raise UsageError(message)
+    return workspace, folder, state
 
 
 def data_root(state: Path) -> Path:
@@ -182,6 +186,12 @@ def _digest(files: tuple[object, ...]) -> str:
 
     hashes = {file.name: file_sha256(file.path) for file in files if isinstance(file, InputFile)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def within(task: Task, client: Engine) -> Task:
+    """The task with no more CPUs than the engine has: asking for more is refused by it."""
+    there = float(client.info()["NCPU"])
+    return replace(task, limits=replace(task.limits, cpus=min(task.limits.cpus, there)))
 
 
 def connect() -> Engine:

@@ -178,13 +178,14 @@ class _Session:
         header = self.ledger.state.header
         assert header is not None
         client = parts.connect()
+        task = parts.within(self.task, client)
         labels = parts.owner_labels(self.workspace.state)
         trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}
         sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
         sandbox.reap({"autoresearch.run": header["id"]})
-        prepared = prepared_for(self.task, self.workspace.state, client, quiet=self.as_json)
+        prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
         prepared.verify()
-        fixed = parts.prepare_volume(self.task, prepared, self.folder / "task", labels)
+        fixed = parts.prepare_volume(task, prepared, self.folder / "task", labels)
         with parts.data_volume(prepared, labels) as rows:
             provide(client, header["image"], fixed)
             provide(client, header["image"], rows)
@@ -195,7 +196,7 @@ class _Session:
                 data_volume=rows.name,
                 labels=tuple(trial_labels.items()),
             )
-            yield Measurer(sandbox, self.task, prepared, place)
+            yield Measurer(sandbox, task, prepared, place)
 
     def summary(self, outcome: Outcome) -> None:
         """How the run stands, for a person."""
@@ -344,8 +345,7 @@ def _tell(workspace: Workspace, header: Event, task: Task, folder: Path) -> None
     """What a person should know before the first trial."""
     from runner.task import warnings_for
 
-    paths = [path for path in (task.editable, task.brief, task.space) if path is not None]
-    edited = workspace.uncommitted(header["head"], paths)
+    edited = workspace.uncommitted(header["head"], [task.editable, "autoresearch.yaml"])
     typer.echo(f"run {header['tag']}  preset {header['preset'] or 'none'}  seed {header['seed']}  branch autoresearch/{header['tag']}")
     typer.echo(f"folder {folder}")
     for warning in warnings_for(task, cpu=header["gpu"] is None):
@@ -365,9 +365,10 @@ def _agent(name: AgentName, proposals: Path | None, session: _Session) -> Agent:
 
     header = session.ledger.state.header
     assert header is not None
-    space = session.task.space
+    # From the checkout: a person may change the ranges while the run goes on.
+    space = session.checkout.space
     return TunerAgent(
-        space=load_space(session.task.root / space, session.task.preset) if space else None,
+        space=load_space(session.checkout.root / space, session.task.preset) if space else None,
         journal=session.folder / "tuner.jsonl",
         seed=header["seed"],
         sequence_length=session.sequence_length,

@@ -21,7 +21,9 @@ class PrepareView:
 
     def __init__(self, stream: TextIO, *, line_seconds: float = LINE_SECONDS) -> None:
         self._console = Console(file=stream, highlight=False, soft_wrap=True)
-        self._shown = _Bar(self._console) if self._console.is_terminal else _Lines(self._console, line_seconds)
+        self._shown = (
+            _Bar(self._console) if self._console.is_terminal else _Lines(self._console, line_seconds)
+        )
 
     def __enter__(self) -> Self:
         self._shown.start()

@@ -187,12 +187,22 @@ class PrepareJob:
         self._put(identifier, "/in", members)
 
     def _put(self, identifier: str, target: str, members: Iterable[_Member]) -> None:
-        try:
-            self._client.api.put_archive(identifier, target, _archive(members))
-        except OSError as error:
-            if error.filename is None:
+        unread: list[OSError] = []
+
+        def archive() -> Iterator[bytes]:
+            # What fails in here leaves the client as a failure of the connection.
+            try:
+                yield from _archive(members)
+            except OSError as error:
+                unread.append(error)
                 raise
-            message = f"{error.filename} cannot be read: {error.strerror}"
+
+        try:
+            self._client.api.put_archive(identifier, target, archive())
+        except OSError as error:
+            if not unread:
+                raise
+            message = f"{unread[0].filename} cannot be read: {unread[0].strerror}"
             raise DataError(message) from error
 
     def _follow(self, identifier: str, on_line: Callable[[str], None]) -> int:

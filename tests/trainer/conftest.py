@@ -83,20 +83,19 @@ class Trial:
         self._start(settings)
         return importlib.import_module("claim")
 
-    def load_train(self, constants=None, settings=None, source=None):
+    def load_train(self, constants=None, settings=None, source=None, *, small=True):
         self._start(settings or {})
-        path = self.write_train(constants, source)
+        path = self.write_train(constants, source, small=small)
         spec = importlib.util.spec_from_file_location("train", path)
         module = importlib.util.module_from_spec(spec)
         sys.modules["train"] = module
         spec.loader.exec_module(module)
         return module
 
-    def write_train(self, constants=None, source=None):
+    def write_train(self, constants=None, source=None, *, small=True):
         path = self.inputs / "train.py"
-        path.write_text(
-            set_constants(source or (TRAINER / "train.py").read_text(), SMALL | (constants or {}))
-        )
+        source = source or (TRAINER / "train.py").read_text()
+        path.write_text(set_constants(source, (SMALL if small else {}) | (constants or {})))
         return path
 
     def _start(self, settings):

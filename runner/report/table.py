@@ -1,0 +1,161 @@
+"""Tables and status for a person, in a terminal.
+
+Cells are `rich.text.Text`, never strings: markup in an idea stays what it is, a few brackets.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from runner.report.summary import Summary, ranks, scored, summarise
+from runner.report.text import plain
+from runner.trial import Record, Verdict
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STYLES = {
+    Verdict.BASELINE: "cyan",
+    Verdict.KEEP: "bold green",
+    Verdict.DISCARD: "",
+    Verdict.CRASH: "red",
+    Verdict.INVALID: "red",
+}
+BEST = 5
+"""How many rows the table of the best has, once there are clearly more trials than that."""
+PIPE_WIDTH = 120
+
+
+def print_log(records: Sequence[Record], file: IO[str] | None = None) -> None:
+    """All trials in their order, each with its place; then the best ones by score."""
+    from rich.console import Console
+
+    out = file or sys.stdout
+    console = Console(file=out, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=out, highlight=False, width=PIPE_WIDTH)
+    places = ranks(records)
+    console.print(_table("Trials, in order", records, places))
+    if len(places) > 2 * BEST:
+        best = sorted(
+            (record for record in records if record.trial in places), key=lambda record: places[record.trial]
+        )
+        console.print(_table(f"The best {BEST}", best[:BEST], places))
+
+
+def status_values(
+    folder: Path, records: Sequence[Record], *, running: bool, open_trial: int | None
+) -> dict[str, Any]:
+    """What `status --json` prints.  Unknown is null."""
+    summary = summarise(records)
+    return {
+        "tag": folder.name,
+        "running": running,
+        "open_trial": open_trial,
+        "trials": summary.trials,
+        "counts": {str(verdict): count for verdict, count in summary.counts.items()},
+        "baseline": summary.baseline,
+        "sigma": summary.sigma,
+        "best": _best(summary),
+        "last_trial": records[-1].trial if records else None,
+        "results": str(folder / "results.tsv"),
+        "plot": str(folder / "progress.png"),
+    }
+
+
+def status_lines(
+    folder: Path, records: Sequence[Record], *, running: bool, open_trial: int | None
+) -> list[str]:
+    """What `status` prints."""
+    summary = summarise(records)
+    doing = f"trial {open_trial} is under way" if open_trial is not None else "between trials"
+    state = (
+        f"running, {doing}"
+        if running
+        else "not running" + ("" if open_trial is None else f" (trial {open_trial} will be done again)")
+    )
+    lines = [f"run       {plain(folder.name)}: {state}", f"trials    {_counts(summary)}"]
+    if summary.baseline is not None:
+        noise = "" if summary.sigma is None else f", one measurement ± {summary.sigma:.4f}"
+        lines.append(f"baseline  {summary.baseline:.4f} bits per byte{noise}")
+    if summary.best is not None and summary.best_score is not None and summary.best.verdict is Verdict.KEEP:
+        lines.append(
+            f"best      {summary.best_score:.4f}, trial {summary.best.trial}: {plain(summary.best.idea, 72)}"
+        )
+    if records:
+        lines.append(f"last      {_last(records[-1])}")
+    return [*lines, f"plot      {folder / 'progress.png'}", f"results   {folder / 'results.tsv'}"]
+
+
+def _table(title: str, records: Sequence[Record], places: dict[int, int]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False
+    )
+    for name in ("trial", "place"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("val_bpb", "gain", "steps", "seconds", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("idea", ratio=1, overflow="fold")
+    for record in records:
+        style = STYLES[record.verdict]
+        table.add_row(*(Text(cell, style=style) for cell in _cells(record, places)))
+    return table
+
+
+def _cells(record: Record, places: dict[int, int]) -> list[str]:
+    score = scored(record)
+    why = f" ({plain(record.reason, 80)})" if score is None and record.reason else ""
+    return [
+        str(record.trial),
+        str(places.get(record.trial, "")),
+        str(record.verdict),
+        _number(score, ".4f"),
+        _number(record.gain, "+.4f"),
+        _number(record.steps, "d"),
+        _number(record.seconds.total, ".1f"),
+        _number(record.memory_gb, ".1f"),
+        plain(record.idea, 100) + why,
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _counts(summary: Summary) -> str:
+    count = summary.counts
+    parts = [
+        f"{count[Verdict.KEEP]} kept",
+        f"{count[Verdict.DISCARD]} discarded",
+        f"{count[Verdict.CRASH]} crashed",
+    ]
+    if count[Verdict.INVALID]:
+        parts.append(f"{count[Verdict.INVALID]} refused")
+    return f"{summary.trials} judged: {', '.join(parts)}; {count[Verdict.BASELINE]} of the baseline before"
+
+
+def _last(record: Record) -> str:
+    score = scored(record)
+    result = plain(record.reason, 72) if score is None else f"{score:.4f}"
+    return f"trial {record.trial}, {record.verdict}, {result}: {plain(record.idea, 72)}"
+
+
+def _best(summary: Summary) -> dict[str, Any] | None:
+    best = summary.best
+    if best is None:
+        return None
+    return {
+        "trial": best.trial,
+        "commit": best.commit,
+        "val_bpb": summary.best_score,
+        "verdict": str(best.verdict),
+        "idea": best.idea,
+    }

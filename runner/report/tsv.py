@@ -1,0 +1,73 @@
+"""`results.tsv`: the records as upstream's five columns, which its notebook opens unchanged.
+
+That notebook takes the first row as the baseline, draws the running minimum of the rows with status `keep`,
+counts keeps and discards, and ranks keeps by their distance to the keep before.  Hence:
+
+- The first baseline is a `keep`, as upstream's own first row is.  Its repeats are `discard`: they are the
+  same file with other seeds, and a lucky one would otherwise show as progress that nobody made.
+- Whatever has no score (crashed, out of time or memory, refused) is a `crash` with 0.000000, as upstream has
+  it; the reason follows the description.
+- No description begins a quoted field or reads as a missing value.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from runner.report.files import replace_file
+from runner.report.text import plain
+from runner.trial import Record, Verdict
+
+HEADER = ("commit", "val_bpb", "memory_gb", "status", "description")
+_MISSING = {
+    "",
+    "#n/a",
+    "#na",
+    "n/a",
+    "na",
+    "nan",
+    "-nan",
+    "null",
+    "none",
+    "<na>",
+    "1.#ind",
+    "-1.#ind",
+    "1.#qnan",
+    "-1.#qnan",
+}
+
+
+def write_tsv(records: Sequence[Record], path: Path) -> None:
+    """Write all `records` to `path`, replacing the file at once.  Raises `StateError`."""
+    replace_file(path, tsv_text(records).encode())
+
+
+def tsv_text(records: Sequence[Record]) -> str:
+    """The whole file."""
+    first = next((record.trial for record in records if record.verdict is Verdict.BASELINE), None)
+    rows = [HEADER, *(_row(record, first=record.trial == first) for record in records)]
+    return "".join("\t".join(row) + "\n" for row in rows)
+
+
+def _row(record: Record, *, first: bool) -> tuple[str, ...]:
+    scored = record.val_bpb is not None and math.isfinite(record.val_bpb)
+    kept = first or record.verdict is Verdict.KEEP
+    status = "crash" if not scored else "keep" if kept else "discard"
+    memory = record.memory_gb if scored and record.memory_gb is not None else 0.0
+    return (
+        (record.commit or "-" * 7)[:7],
+        f"{record.val_bpb if scored else 0.0:.6f}",
+        f"{memory:.1f}",
+        status,
+        _description(record, scored=scored),
+    )
+
+
+def _description(record: Record, *, scored: bool) -> str:
+    text = plain(record.idea, 200)
+    if not scored and record.reason:
+        text = f"{text} ({plain(record.reason, 120)})"
+    text = text.replace('"', "'")
+    return f"idea: {text}" if text.lower() in _MISSING else text

@@ -1,0 +1,220 @@
+"""The images as they are in the engine, and what building leaves there."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from runner import images
+from runner.errors import EngineError
+from runner.sandbox.build import BUILD_LABEL, Builder
+from tests.docker.conftest import STATE
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+pytestmark = pytest.mark.docker
+
+Shell = Callable[..., str]
+SECRET_WORDS = (
+    "proxy",
+    "token",
+    "secret",
+    "password",
+    "api_key",
+    "index-url",
+    "index_url",
+    "http://",
+    "https://",
+)
+
+
+@pytest.fixture
+def shell(engine: DockerClient) -> Iterator[Shell]:
+    """Run a shell command in a container as the image's own user; give what it printed."""
+    made: list[Any] = []
+
+    def run(image: str, command: str, **options: Any) -> str:
+        container = engine.containers.create(
+            image, ["sh", "-c", command], network_mode="none", labels={"autoresearch.role": "test"}, **options
+        )
+        made.append(container)
+        container.start()
+        code = container.wait()["StatusCode"]
+        output: str = container.logs().decode()
+        assert code == 0, output
+        return output
+
+    yield run
+    for container in made:
+        container.remove(force=True, v=True)
+
+
+def test_runs_as_a_user_who_is_nobody(cpu_image: str, shell: Shell) -> None:
+    assert shell(cpu_image, "id -u; id -g; id -un").split() == ["10001", "10001", "trial"]
+
+
+def test_nothing_is_setuid_and_nothing_is_writable_by_the_user(cpu_image: str, shell: Shell) -> None:
+    assert shell(cpu_image, "find / -xdev -type f -perm /6000").split() == []
+    writable = shell(
+        cpu_image, "find / -xdev -writable -not -type l -not -path '/proc/*' 2>/dev/null || true"
+    ).split()
+    assert {path for path in writable if not path.startswith(("/dev", "/sys"))} <= {
+        "/tmp", "/var/tmp", "/var/lock", "/run/lock",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["cpu", "prepare"])
+def test_no_index_no_secret_in_settings_history_or_files(
+    engine: DockerClient, shell: Shell, kind: str
+) -> None:
+    image = images.image_id(kind, STATE)
+    facts = engine.images.get(image).attrs
+    said = json.dumps([facts["Config"], facts["ContainerConfig"], engine.images.get(image).history()]).lower()
+    assert [word for word in SECRET_WORDS if word in said] == []
+    assert [entry.split("=")[0] for entry in facts["Config"]["Env"]] == ["PATH"]
+    found = shell(
+        image,
+        "find / -xdev \\( -name 'pip.conf' -o -name '.netrc' -o -name 'auth.conf*' -o -name 'uv.toml' "
+        "-o -path '/etc/apt/*' -o -name '*.whl' -o -name 'sources.list*' \\) -not -path '/usr/share/*' 2>/dev/null || true",
+        user="0",
+    )
+    assert found.split() == []
+    assert shell(image, "ls /root /home /etc/pip* 2>/dev/null | grep -v ':$' || true", user="0").split() == []
+
+
+def test_no_layer_holds_an_index_or_a_wheel(engine: DockerClient, cpu_image: str) -> None:
+    """Also not one that a later layer hides."""
+    wrong: list[str] = []
+    stream = io.BufferedReader(_Stream(engine.images.get(cpu_image).save(chunk_size=1 << 20)), 1 << 20)
+    with tarfile.open(fileobj=stream, mode="r|") as image:
+        for layer in image:
+            if not layer.name.endswith("layer.tar") or not layer.isfile():
+                continue
+            inner = image.extractfile(layer)
+            assert inner is not None
+            with tarfile.open(fileobj=inner, mode="r|") as files:
+                for file in files:
+                    bad = file.name.endswith((".whl", "pip.conf", "sources.list")) and file.size > 0
+                    if bad or (file.name.startswith("etc/apt/") and file.isfile()) or "bible" in file.name:
+                        wrong.append(file.name)
+    assert wrong == []
+
+
+class _Stream(io.RawIOBase):
+    """Chunks as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._left = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._left:
+            self._left = next(self._chunks, b"")
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def test_the_text_of_the_data_set_is_in_the_prepare_image_only(cpu_image: str, shell: Shell) -> None:
+    look = "command -v bible; dpkg-query -W -f '${Package}\\n' | grep -i bible; find / -xdev -iname '*bible*' 2>/dev/null; true"
+    assert shell(cpu_image, look) == ""
+    assert "bible-kjv-text" in shell(images.image_id("prepare", STATE), look)
+
+
+def test_the_user_can_train_and_test_in_it(cpu_image: str, shell: Shell) -> None:
+    program = "import torch, numpy, safetensors, tiktoken, pytest; print(torch.__version__, torch.ones(2).sum().item())"
+    said = shell(cpu_image, f"python3 -W error -c '{program}'", read_only=True)
+    assert said.split() == ["2.13.0+cpu", "2.0"]
+    assert shell(cpu_image, "python3 -m pip --version 2>&1 || true").strip().endswith("No module named pip")
+
+
+def test_compiled_files_are_used_on_a_read_only_root(cpu_image: str, shell: Shell) -> None:
+    """Importing torch takes ten times as long without them."""
+    said = shell(cpu_image, "python3 -v -c 'import torch.nn.functional' 2>&1", read_only=True)
+    assert "code object from '/usr/local/lib/python3.11/dist-packages/torch" not in said.replace("\\\\", "/")
+
+
+def snapshot(engine: DockerClient) -> tuple[set[str], set[str]]:
+    """Containers of builds, and images that nothing names."""
+    containers = engine.api.containers(all=True, filters={"label": BUILD_LABEL})
+    dangling = engine.api.images(filters={"dangling": True, "label": BUILD_LABEL})
+    return {found["Id"] for found in containers}, {found["Id"] for found in dangling}
+
+
+@pytest.mark.parametrize("last", ["RUN false", "RUN true"], ids=["fails", "succeeds"])
+def test_a_build_leaves_nothing_half_way(
+    engine: DockerClient, cpu_image: str, tmp_path: Path, last: str
+) -> None:
+    dockerfile = tmp_path / "Dockerfile"
+    lines = [
+        f"FROM {cpu_image} AS first", "ARG BUILD", "LABEL autoresearch.build=${BUILD}", "USER 0", "RUN echo 1 > /one",
+        f"FROM {cpu_image}", "ARG BUILD", "LABEL autoresearch.build=${BUILD}", "COPY --from=first /one /one", "USER 0",
+        last,
+    ]  # fmt: skip
+    dockerfile.write_text("\n".join(lines))
+    before = snapshot(engine)
+    name = f"autoresearch/test:{tmp_path.name.lower()}"
+
+    def build() -> str:
+        files = [("Dockerfile", dockerfile)]
+        labels = {"autoresearch.role": "test"}
+        with Builder.connect() as builder:
+            return builder.build(files, arguments={}, labels=labels, name=name, network=False, say=print).id
+
+    if last == "RUN false":
+        with pytest.raises(EngineError, match="returned a non-zero code: 1"):
+            build()
+        with Builder.connect() as builder:
+            assert builder.get(name) is None
+    else:
+        made = build()
+        try:
+            assert engine.images.get(name).id == made
+        finally:
+            engine.images.remove(name)
+    assert snapshot(engine) == before
+
+
+def test_building_again_does_nothing_and_another_state_adopts(tmp_path: Path, cpu_image: str) -> None:
+    said: list[str] = []
+    assert images.build("cpu", STATE, said.append).id == cpu_image
+    assert len(said) == 1
+    assert "is up to date" in said[0]
+    other = images.build("cpu", tmp_path / "other", said.append)
+    assert (other.id, other.built_here) == (cpu_image, False)
+    assert "was in the engine already" in said[-1]
+    assert json.loads((tmp_path / "other" / "images.json").read_text())["cpu"]["torch"] == "2.13.0+cpu"
+
+
+EXTENSION = r"""
+cat > /scratch/ext.c <<'C'
+#include <Python.h>
+static struct PyModuleDef def = {PyModuleDef_HEAD_INIT, "ext", NULL, -1, NULL};
+PyMODINIT_FUNC PyInit_ext(void) { return PyModule_Create(&def); }
+C
+gcc -shared -fPIC $(python3-config --includes) -o /scratch/ext.so /scratch/ext.c
+cd /scratch && python3 -c 'import ext, torch; print(ext.__name__, torch.version.cuda is not None)'
+"""
+
+
+@pytest.mark.slow
+def test_the_cuda_image_compiles_c_in_scratch_as_triton_does(shell: Shell) -> None:
+    said = shell(
+        images.image_id("cuda", STATE),
+        EXTENSION,
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges"],
+        tmpfs={"/scratch": "size=64m,uid=10001,exec", "/tmp": "size=64m,noexec"},
+    )
+    assert said.split() == ["ext", "True"]
