@@ -35,7 +35,7 @@ def clean(state: Path) -> str:
     """Remove this state folder's containers and volumes, and the images that were built for it."""
     from runner.cli.parts import owner_labels
     from runner.images import BASE_REPOSITORY, list_images
-    from runner.sandbox.build import BUILD_LABEL, Builder
+    from runner.sandbox.build import Builder
     from runner.sandbox.job import cache_volume, job_labels
 
     with Builder.connect() as engine:
@@ -46,7 +46,7 @@ def clean(state: Path) -> str:
         volumes += engine.remove_volume(cache_volume())
         images = sum(engine.remove(record.id) for record in list_images(state) if record.built_here)
         images += sum(engine.remove(base) for base in engine.tagged(BASE_REPOSITORY))
-        engine.remove_halves(BUILD_LABEL)
+        engine.remove_old_halves()
     return f"{containers} containers, {volumes} volumes, {images} images"
 
 

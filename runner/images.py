@@ -213,6 +213,7 @@ class _Work:
         return record, "was in the engine already" if found else "built"
 
     def _build(self) -> Built:
+        self._engine.remove_old_halves()
         if self._kind.torch == "cuda":
             self._need_room()
         wheels = Wheels(

@@ -279,7 +279,7 @@ def _private_index() -> Iterator[str]:
 
 def create(folder: Path) -> None:
     """Make `folder`, which holds a new task's files, a repository with one commit."""
-    repo = git.Repo.init(folder, initial_branch="main", template="")
+    repo = git.Repo.init(folder, initial_branch="main")
     repo.git.update_environment(**_environment())
     repo.git.add("--all")
     repo.git.commit("--quiet", "-m", "A new task")

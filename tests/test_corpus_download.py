@@ -160,6 +160,12 @@ def test_no_server_at_all_is_an_error_in_time(tmp_path: Path) -> None:
         fetch(nobody, tmp_path)
 
 
+def test_what_is_wrong_with_tls_is_said_at_once_with_the_remedy(hub: Served, tmp_path: Path) -> None:
+    hub.url = hub.url.replace("http:", "https:")
+    with at_most(2), pytest.raises(CorpusError, match=r"over TLS: .*set REQUESTS_CA_BUNDLE"):
+        fetch(hub, tmp_path, patience=Patience())
+
+
 @pytest.mark.parametrize(
     ("code", "advice"), [(401, "HF_TOKEN"), (403, "terms"), (404, "revision"), (410, "mirror")]
 )

@@ -72,7 +72,7 @@ class FakeEngine(Builder):
         self.tags[name] = image.id
         return image
 
-    def remove_halves(self, label: str) -> None:
+    def remove_old_halves(self) -> None:
         """Leaves none."""
 
     def run(self, image: str, command: Sequence[str], *, say: Say) -> str:

@@ -11,7 +11,7 @@ import pytest
 from runner import score
 
 
-def write_claim(path: Path, values: np.ndarray) -> Path:  # type: ignore[type-arg]
+def write_claim(path: Path, values: np.ndarray) -> Path:
     values.astype("<f4").tofile(path)
     return path
 
@@ -48,7 +48,7 @@ def test_rows_come_back_in_the_datas_own_order(tmp_path: Path) -> None:
         (np.array([[0.0, 101.0], [0, 0]]), "only -0.001 to 100"),
     ],
 )
-def test_what_is_not_a_claim_is_refused(tmp_path: Path, values: np.ndarray, said: str) -> None:  # type: ignore[type-arg]
+def test_what_is_not_a_claim_is_refused(tmp_path: Path, values: np.ndarray, said: str) -> None:
     path = write_claim(tmp_path / "nll.bin", values)
 
     with pytest.raises(score.RefusedClaimError, match=said):

@@ -18,6 +18,14 @@ from runner.literals import Value, spell_value
 from runner.trial import Record, Verdict
 
 
+EXPLAINED = {
+    "perturbation": "A perturbation of the champion, drawn without looking at results:",
+    "wide perturbation": "A wide perturbation of the champion, because what was drawn first had been tried:",
+    "estimator": "Drawn by a tree-structured Parzen estimator over {scored} scored trials:",
+}
+"""How a setting was drawn, for a proposal's rationale."""
+
+
 def parameter(name: str, dimension: Dimension) -> str:
     """The constant's name in the study."""
     if dimension.choices:

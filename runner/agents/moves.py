@@ -53,7 +53,7 @@ def tidy(dimension: Dimension, value: float) -> float:
     """The nearest value that a person would write: on the grid, whole if it must be, else of three digits."""
     low, high = ends(dimension)
     if dimension.power_of_two:
-        return 1 << round(math.log2(max(1.0, value)))
+        return 1 << round(math.log2(min(high, max(low, value))))
     if dimension.step is not None:
         value = low + round((value - low) / dimension.step) * dimension.step
         value = float(f"{value:.12g}")

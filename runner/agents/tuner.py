@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.agents.coding import champion_score, decode, encode, fingerprint, parameter, unspell
+from runner.agents.coding import EXPLAINED, champion_score, decode, encode, fingerprint, parameter, unspell
 from runner.agents.moves import Region, Setting, describe, ends, perturb, region, repair
 from runner.agents.space import Dimension
 from runner.constants import find_constants, set_constants
@@ -156,7 +156,8 @@ class TunerAgent:
         if planned:
             return "perturbation", perturb(where, chance, count=chance.choice(SIZES))
         wider = 1 + (attempt - PLANNED_TRIES) // 8
-        return "wide perturbation", perturb(where, chance, count=max(SIZES) + wider, reach=1 + wider / 2)
+        count = chance.randint(1, max(SIZES) + wider)
+        return "wide perturbation", perturb(where, chance, count=count, reach=1 + wider / 2)
 
     def _trials(self) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -210,22 +211,15 @@ class TunerAgent:
 
     def _proposal(self, number: int, where: Region, setting: Setting, source: str, how: str) -> Proposal:
         self._handed.add(number)
-        scored = [trial.value for trial in self._trials() if trial.value is not None]
+        scored = sum(trial.value is not None for trial in self._trials())
         return Proposal(
             agent=self.name,
             idea=describe(where.current, setting),
-            why=f"{_EXPLAINED[how].format(scored=len(scored))} {describe(where.current, setting, None)}.",
+            why=f"{EXPLAINED[how].format(scored=scored)} {describe(where.current, setting, None)}.",
             kind=Kind.HYPERPARAMETER,
             source=source,
             token=str(number),
         )
-
-
-_EXPLAINED = {
-    "perturbation": "A perturbation of the champion, drawn without looking at results:",
-    "wide perturbation": "A wide perturbation of the champion, because what was drawn first had been tried:",
-    "estimator": "Drawn by a tree-structured Parzen estimator over {scored} scored trials:",
-}
 
 
 # Optuna's side ----------------------------------------------------------------------------------

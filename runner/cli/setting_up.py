@@ -128,11 +128,13 @@ def prepare(
 @app.command()
 def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
     """Remove containers and volumes that dead runs of this task left; a run that is alive is not touched."""
+    from runner.sandbox import job
     from runner.sandbox.docker import DockerSandbox
 
     state = parts.open_workspace(task).state
-    sandbox = DockerSandbox(parts.connect())
-    removed = 0
+    client = parts.connect()
+    sandbox = DockerSandbox(client)
+    removed = job.reap(client, parts.data_root(state))
     for folder in parts.runs(state):
         try:
             with ledger.writing(folder) as run:

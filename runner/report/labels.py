@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backend_bases import RendererBase
     from matplotlib.text import Annotation
 
 FONT = 9
@@ -21,6 +23,9 @@ _OFFSETS = [
     for side in (-1, 1)
 ]
 """Where to try, in points from the mark: below first, because nothing lies below a new best score."""
+
+
+_Point = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,35 +60,50 @@ class _Box:
             and other.top <= self.top
         )
 
-    def covers(self, x: float, y: float) -> bool:
-        return self.left <= x <= self.right and self.bottom <= y <= self.top
+    def covers(self, point: _Point) -> bool:
+        return self.left <= point[0] <= self.right and self.bottom <= point[1] <= self.top
 
 
-def place_labels(axes: Axes, labels: Sequence[Label], obstacles: Sequence[tuple[float, float]]) -> None:
+def place_labels(
+    axes: Axes, renderer: RendererBase, labels: Sequence[Label], obstacles: Sequence[tuple[float, float]]
+) -> None:
     """Draw as many of `labels` as fit, the first ones first, clear of `obstacles` (data coordinates)."""
     window = axes.get_window_extent()
-    area = _Box(left=window.x0, bottom=window.y0, right=window.x1, top=window.y1 - 0.09 * window.height)
-    points = [(float(x), float(y)) for x, y in axes.transData.transform(list(obstacles))] if obstacles else []
+    area = _Box(left=window.x0, bottom=window.y0, right=window.x1, top=window.y1 - 0.1 * window.height)
+    points = _pixels(axes, obstacles)
     taken: list[_Box] = []
-    for label in labels:
-        box = _place(axes, label, area, points, taken)
-        if box is not None:
-            taken.append(box)
-        if len(taken) == MOST:
-            return
+    for label in labels[:MOST]:
+        mark = _pixels(axes, [(label.x, label.y)])[0]
+        for offset in _OFFSETS:
+            drawn = _draw(axes, label, offset)
+            box = _extent(drawn, renderer)
+            leader = _between(mark, box)
+            covered = any(box.covers(point) for point in points) or any(box.meets(other) for other in taken)
+            crossed = any(other.covers(point) for point in leader for other in taken) or _touches(
+                mark, leader, points
+            )
+            if area.holds(box) and not covered and not crossed:
+                taken.append(box)
+                points += leader
+                break
+            drawn.remove()
 
 
-def _place(
-    axes: Axes, label: Label, area: _Box, points: Sequence[tuple[float, float]], taken: Sequence[_Box]
-) -> _Box | None:
-    for offset in _OFFSETS:
-        drawn = _draw(axes, label, offset)
-        box = _extent(drawn)
-        free = area.holds(box) and not any(box.meets(other) for other in taken)
-        if free and not any(box.covers(x, y) for x, y in points):
-            return box
-        drawn.remove()
-    return None
+def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> list[_Point]:
+    return [(float(x), float(y)) for x, y in axes.transData.transform(list(points))] if points else []
+
+
+def _touches(mark: _Point, leader: Sequence[_Point], points: Sequence[_Point]) -> bool:
+    """Whether the leader runs through something, but for what lies close to its own mark."""
+    far = [point for point in leader if math.dist(point, mark) > 3 * CLEARANCE]
+    return any(math.dist(point, other) < CLEARANCE for point in far for other in points)
+
+
+def _between(mark: _Point, box: _Box) -> list[_Point]:
+    """Points on the line that leads from the mark to the label, outside both."""
+    (x, y), (to, up) = mark, ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+    line = [(x + (to - x) * part / 60, y + (up - y) * part / 60) for part in range(3, 60)]
+    return [point for point in line if not box.covers(point)]
 
 
 def _draw(axes: Axes, label: Label, offset: tuple[float, float]) -> Annotation:
@@ -102,10 +122,11 @@ def _draw(axes: Axes, label: Label, offset: tuple[float, float]) -> Annotation:
     )
 
 
-def _extent(drawn: Annotation) -> _Box:
+def _extent(drawn: Annotation, renderer: RendererBase) -> _Box:
     from matplotlib.text import Text
 
-    box = Text.get_window_extent(drawn)
+    drawn.update_positions(renderer)
+    box = Text.get_window_extent(drawn, renderer)  # the text alone, without its line
     return _Box(
         left=box.x0 - CLEARANCE,
         bottom=box.y0 - CLEARANCE,

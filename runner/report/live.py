@@ -13,14 +13,14 @@ from rich.live import Live
 from rich.text import Text
 
 from runner.report.jsonrow import record_json
-from runner.report.table import print_log
+from runner.report.summary import summarise
+from runner.report.table import STYLES, print_log
 from runner.report.text import plain
 from runner.report.tsv import write_tsv
 from runner.trial import Progress, Record, Verdict
 
 LINE_SECONDS = 5.0
 IDEA_WIDTH = 48
-_COLORS = {Verdict.KEEP: "green", Verdict.BASELINE: "cyan", Verdict.CRASH: "red", Verdict.INVALID: "red"}
 
 
 class LiveView:
@@ -52,8 +52,8 @@ class LiveView:
     def finished(self, record: Record, records: Sequence[Record]) -> None:
         """See `View`."""
         self.close()
-        self._best = best_score(records)
-        self._console.print(Text(trial_line(record, self._best), style=_COLORS.get(record.verdict, "")))
+        self._best = summarise(records).best_score
+        self._console.print(Text(trial_line(record, self._best), style=STYLES[record.verdict]))
         publish(self._folder, records)
 
     def close(self) -> None:
@@ -105,15 +105,6 @@ def trial_line(record: Record, best: float | None) -> str:
     return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<8}  {steps:>9}  {total:>7}  {mark}{why}"
 
 
-def best_score(records: Sequence[Record]) -> float | None:
-    """The champion's val_bpb: the last kept trial's, or the baselines' mean."""
-    kept = [record.val_bpb for record in records if record.verdict is Verdict.KEEP and record.val_bpb is not None]
-    if kept:
-        return kept[-1]
-    base = [record.val_bpb for record in records if record.verdict is Verdict.BASELINE and record.val_bpb is not None]
-    return sum(base) / len(base) if base else None
-
-
 def publish(folder: Path, records: Sequence[Record]) -> None:
     """Write results.tsv and progress.png of a run again."""
     from runner.report.plot import draw_progress
@@ -125,15 +116,13 @@ def publish(folder: Path, records: Sequence[Record]) -> None:
 def print_summary(folder: Path, editable: str, records: Sequence[Record], reason: str) -> None:
     """What a run ends with: the table, the best score, and where everything is."""
     print_log(records)
-    kept = [record for record in records if record.verdict is Verdict.KEEP]
-    best = kept[-1] if kept else (records[0] if records else None)
-    score = best_score(records)
+    summary = summarise(records)
+    best, score = summary.best, summary.best_score
     lines = [f"ended: {reason}"]
     if best is not None and score is not None:
-        start = next((record.val_bpb for record in records if record.verdict is Verdict.BASELINE), None)
-        gain = "" if start is None or not kept else f" (baseline {start:.4f})"
+        start = f" (baseline {summary.baseline:.4f})" if summary.counts[Verdict.KEEP] else ""
         lines += [
-            f"best val_bpb  {score:.4f}{gain}, trial {best.trial}, commit {(best.commit or '')[:10]}",
+            f"best val_bpb  {score:.4f}{start}, trial {best.trial}, commit {(best.commit or '')[:10]}",
             f"see it        git show autoresearch/{folder.name}:{editable}   (or: autoresearch show {best.trial})",
             f"the model     autoresearch export-model {best.trial}",
         ]

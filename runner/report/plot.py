@@ -10,6 +10,7 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,41 @@ from runner.trial import Record, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 INCHES, DPI = (12.0, 6.5), 110
-GREY, GREEN, RED, BLUE, INK = "#9aa0a6", "#00875a", "#c5221f", "#1a56b0", "#202124"
+GREY, GREEN, RED, ORANGE = "#9aa0a6", "#00875a", "#c5221f", "#e37400"
+BLUE, INK = "#1a56b0", "#202124"
 LABEL_WIDTH = 34
 ROOM = 3.0
 """Discarded trials are drawn to scale up to this many times the whole gain above the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Style:
+    name: str
+    verdict: Verdict
+    marker: str
+    size: float
+    color: str
+    above: float
+
+
+_STYLES = (
+    _Style(name="baseline", verdict=Verdict.BASELINE, marker="D", size=44, color=BLUE, above=4),
+    _Style(name="discarded", verdict=Verdict.DISCARD, marker="o", size=30, color=GREY, above=3),
+    _Style(name="kept", verdict=Verdict.KEEP, marker="o", size=64, color=GREEN, above=5),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Scale:
     low: float
+    edge: float
+    """The highest score that is drawn to scale."""
     high: float
+    """Leaves a strip above `edge` for what has no place on the scale."""
 
 
 def draw_progress(records: Sequence[Record], path: Path, *, tag: str) -> None:
@@ -46,13 +69,13 @@ def draw_progress(records: Sequence[Record], path: Path, *, tag: str) -> None:
     with warnings.catch_warnings():
         # An idea may hold letters that the font does not have; a box in their place will do.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        _draw(figure, records, plain(tag, 40))
+        _draw(figure, canvas, records, plain(tag, 40))
         buffer = io.BytesIO()
-        canvas.print_png(buffer)
+        canvas.print_figure(buffer, format="png")
     replace_file(path, buffer.getvalue())
 
 
-def _draw(figure: Figure, records: Sequence[Record], tag: str) -> None:
+def _draw(figure: Figure, canvas: FigureCanvasAgg, records: Sequence[Record], tag: str) -> None:
     summary = summarise(records)
     axes = figure.add_subplot()
     scale = _scale(records, summary)
@@ -67,25 +90,29 @@ def _draw(figure: Figure, records: Sequence[Record], tag: str) -> None:
             handles, names, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10
         )
     figure.draw_without_rendering()  # the layout must be known before labels can be measured
-    place_labels(axes, _labels(records), _obstacles(records, summary, scale))
+    figure.set_layout_engine("none")
+    renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
+    place_labels(axes, renderer, _labels(records), _obstacles(records, summary, scale))
 
 
 def _scale(records: Sequence[Record], summary: Summary) -> _Scale:
     """What the vertical axis spans: the whole way from baseline to best, and most of what was worse."""
     scores = [score for record in records if (score := scored(record)) is not None]
     if not scores:
-        return _Scale(low=0.0, high=1.0)
+        return _Scale(low=0.0, edge=0.9, high=1.0)
     low, base = min(scores), max([summary.baseline or max(scores), min(scores)])
     noise = 2 * (summary.sigma or 0.0)
     gain = max(base - low, 2 * noise, 1e-3)
-    high = max(base + noise, min(max(scores), base + ROOM * gain, _quantile(scores)))
-    margin = 0.06 * (high - min(low, base - noise)) or 1e-3
-    return _Scale(low=min(low, base - noise) - 1.5 * margin, high=high + 2 * margin)
+    most = min(base + ROOM * gain, _quantile(scores))
+    edge = max(base + noise, *(score for score in scores if score <= max(most, base)))
+    low = min(low, base - noise)
+    span = max(edge - low, 1e-3)
+    return _Scale(low=low - 0.09 * span, edge=edge + 0.02 * span, high=edge + 0.14 * span)
 
 
 def _quantile(scores: Sequence[float]) -> float:
-    """The score below which nine of ten lie; all of them while there are few."""
-    return max(scores) if len(scores) < 10 else statistics.quantiles(scores, n=10)[-1]
+    """The score below which 17 of 20 lie; all of them while there are few."""
+    return max(scores) if len(scores) < 10 else statistics.quantiles(scores, n=20)[16]
 
 
 def _frame(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
@@ -95,9 +122,11 @@ def _frame(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
     pad = max(0.6, 0.025 * (last - first))
     axes.set_xlim(first - pad, last + pad)
     axes.set_ylim(scale.low, scale.high)
+    if not any(scored(record) is not None for record in records):
+        axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.set_xlabel("trial", fontsize=11)
-    axes.set_ylabel("val_bpb (bits per byte, lower is better)", fontsize=11)
+    axes.set_xlabel("trial", fontsize=11, labelpad=6)
+    axes.set_ylabel("val_bpb (bits per byte, lower is better)", fontsize=11, labelpad=8)
     axes.grid(axis="y", color="#e8eaed", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -114,49 +143,48 @@ def _band(axes: Axes, summary: Summary) -> None:
 
 
 def _marks(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
-    top = axes.get_xaxis_transform()
-    kinds = {
-        Verdict.BASELINE: ("baseline", {"marker": "D", "s": 42, "color": BLUE, "zorder": 4}),
-        Verdict.DISCARD: ("discarded", {"marker": "o", "s": 26, "color": GREY, "zorder": 3}),
-        Verdict.KEEP: ("kept", {"marker": "o", "s": 62, "color": GREEN, "edgecolor": "white", "zorder": 5}),
-    }
-    for verdict, (name, style) in kinds.items():
+    beyond: list[int] = []
+    for style in _STYLES:
         points = [
             (record.trial, score)
             for record in records
-            if record.verdict is verdict and (score := scored(record)) is not None
+            if record.verdict is style.verdict and (score := scored(record)) is not None
         ]
-        inside = [point for point in points if point[1] <= scale.high]
-        if points:
-            axes.scatter(*zip(*inside, strict=True) if inside else ([], []), label=name, **style)  # type: ignore[arg-type]
-        beyond = [trial for trial, score in points if score > scale.high]
-        if beyond:
+        beyond += [trial for trial, score in points if score > scale.edge]
+        inside = [point for point in points if point[1] <= scale.edge]
+        if inside:
             axes.scatter(
-                beyond,
-                [0.945] * len(beyond),
-                transform=top,
-                marker="^",
-                s=30,
-                color=style["color"],
-                zorder=4,
-                label="off the scale",
-            )  # type: ignore[arg-type]
-    lost = {"crashed": Verdict.CRASH, "refused": Verdict.INVALID}
-    for name, verdict in lost.items():
-        trials = [record.trial for record in records if record.verdict is verdict]
-        if trials:
-            color = RED if verdict is Verdict.CRASH else "#e37400"
-            axes.scatter(
-                trials,
-                [0.985] * len(trials),
-                transform=top,
-                marker="x",
-                s=34,
-                color=color,
-                zorder=4,
-                label=name,
-                clip_on=False,
+                [trial for trial, _ in inside],
+                [score for _, score in inside],
+                marker=style.marker,
+                s=style.size,
+                color=style.color,
+                edgecolor="white",
+                linewidth=0.6,
+                zorder=style.above,
+                label=style.name,
             )
+    _at_the_top(axes, beyond, height=0.935, marker="^", color=GREY, name="off the scale")
+    for name, verdict, color in (("crashed", Verdict.CRASH, RED), ("refused", Verdict.INVALID, ORANGE)):
+        trials = [record.trial for record in records if record.verdict is verdict]
+        _at_the_top(axes, trials, height=0.985, marker="x", color=color, name=name)
+
+
+def _at_the_top(
+    axes: Axes, trials: Sequence[int], *, height: float, marker: str, color: str, name: str
+) -> None:
+    """Marks without a place on the scale; `height` is a part of the axes' own."""
+    if trials:
+        axes.scatter(
+            trials,
+            [height] * len(trials),
+            transform=axes.get_xaxis_transform(),
+            marker=marker,
+            s=32,
+            color=color,
+            zorder=4,
+            label=name,
+        )
 
 
 def _line(axes: Axes, records: Sequence[Record], summary: Summary) -> None:
@@ -187,10 +215,14 @@ def _best_steps(records: Sequence[Record], summary: Summary) -> list[tuple[float
 
 def _title(summary: Summary, tag: str) -> str:
     count = summary.counts
-    best = "" if summary.best_score is None else f"best {summary.best_score:.4f}"
-    if summary.best_score is not None and summary.baseline is not None and count[Verdict.KEEP]:
-        best += f", baseline {summary.baseline:.4f}"
-    tally = [f"{summary.trials} trials", f"{count[Verdict.KEEP]} kept", f"{count[Verdict.DISCARD]} discarded"]
+    best = "" if summary.baseline is None else f"baseline {summary.baseline:.4f}"
+    if summary.best_score is not None and count[Verdict.KEEP]:
+        best = f"best {summary.best_score:.4f}, {best}"
+    tally = [
+        f"{summary.trials} trial{'' if summary.trials == 1 else 's'}",
+        f"{count[Verdict.KEEP]} kept",
+        f"{count[Verdict.DISCARD]} discarded",
+    ]
     tally += [
         f"{count[verdict]} {name}"
         for verdict, name in ((Verdict.CRASH, "crashed"), (Verdict.INVALID, "refused"))
@@ -215,13 +247,13 @@ def _labels(records: Sequence[Record]) -> list[Label]:
 def _obstacles(records: Sequence[Record], summary: Summary, scale: _Scale) -> list[tuple[float, float]]:
     """Points that no label may cover: the marks, and the line between them."""
     marks = [
-        (float(record.trial), min(score, scale.high))
+        (float(record.trial), min(score, scale.edge))
         for record in records
         if (score := scored(record)) is not None
     ]
     steps = _best_steps(records, summary)
     line: list[tuple[float, float]] = []
-    for (x, y), (to, below) in zip(steps, steps[1:], strict=False):
+    for (x, y), (to, below) in pairwise(steps):
         line += [(x + (to - x) * part / 40, y) for part in range(41)]
         line += [(to, below + (y - below) * part / 10) for part in range(11)]
     return marks + line

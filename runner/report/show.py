@@ -27,7 +27,7 @@ def show_text(record: Record, diff: str) -> str:
             "What train.py said about itself (not checked)",
             "\n".join(f"{name}: {value}" for name, value in record.summary),
         ),
-        _paragraph("Diff", diff.rstrip("\n") or ("none: the file is the same" if record.commit else "")),
+        _diff(record, diff),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -86,6 +86,13 @@ def _work(record: Record) -> str:
 
 def _paragraph(title: str, text: str) -> str:
     return f"{title}\n{_indent(block(text))}" if text.strip() else ""
+
+
+def _diff(record: Record, diff: str) -> str:
+    """Not indented, so that it can be copied into `git apply`."""
+    if diff.strip():
+        return f"Diff\n{block(diff.rstrip(chr(10)))}"
+    return "Diff\n  none: the file is the same" if record.commit else ""
 
 
 def _indent(text: str) -> str:

@@ -21,6 +21,7 @@ from runner.setup.steps import Heartbeat, Say
 
 BUILD_LABEL = "autoresearch.build"
 """Its value names one build; what still carries it without a tag when the build is over is removed."""
+OLD = "2h"
 SILENT_SECONDS = 1800
 """Installing several GB says nothing for minutes."""
 CHUNK = 1 << 20
@@ -119,7 +120,8 @@ class Builder:
                 fileobj=_context(files),  # type: ignore[arg-type] # any iterable of bytes will do
                 custom_context=True,
                 buildargs={**arguments, "BUILD": build},
-                labels=dict(labels),
+                # Containers inherit the labels of their image: those of the finished one are no part of the build.
+                labels={**labels, BUILD_LABEL: ""},
                 tag=name,
                 network_mode="default" if network else "none",
                 nocache=True,
@@ -139,17 +141,20 @@ class Builder:
 
     @contextmanager
     def _leaving_nothing(self, build: str) -> Iterator[None]:
+        label = f"{BUILD_LABEL}={build}"
         try:
             yield
         finally:
-            self.remove_halves(f"{BUILD_LABEL}={build}")
+            with engine_errors():
+                for container in self._client.api.containers(all=True, filters={"label": label}):
+                    remove_container(self._client, container["Id"])
+                self._client.images.prune(filters={"dangling": True, "label": label})
 
-    def remove_halves(self, label: str) -> None:
-        """Remove containers and untagged images of builds that carry `label` (`key` or `key=value`)."""
+    def remove_old_halves(self) -> None:
+        """Remove what builds left that were killed some time ago."""
         with engine_errors():
-            for container in self._client.containers.list(all=True, filters={"label": label}):
-                container.remove(force=True)
-            self._client.images.prune(filters={"dangling": True, "label": label})
+            filters = {"dangling": True, "label": BUILD_LABEL, "until": OLD}
+            self._client.images.prune(filters=filters)
 
     def run(self, image: str, command: Sequence[str], *, say: Say) -> str:
         """Run a trusted command in a fresh container without network; give back what it printed."""

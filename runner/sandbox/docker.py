@@ -17,7 +17,13 @@ from runner.sandbox import container
 from runner.sandbox.ending import Exit, Stop, classify
 from runner.sandbox.holder import Holder, holder
 from runner.sandbox.transfer import RefusedOutputError
-from runner.sandbox.translate import engine_errors, host_disk_full, remove_container, remove_volume
+from runner.sandbox.translate import (
+    create_container,
+    engine_errors,
+    host_disk_full,
+    remove_container,
+    remove_volume,
+)
 from runner.trial import Ending, Progress, Result, TrialSpec
 
 if TYPE_CHECKING:
@@ -82,7 +88,7 @@ class DockerSandbox:
 
     @contextmanager
     def _container(self, body: container.Body, name: str) -> Iterator[str]:
-        identifier = self._client.api.create_container_from_config(body, name)["Id"]
+        identifier = create_container(self._client, body, name)
         try:
             yield identifier
         finally:

@@ -13,7 +13,7 @@ import docker.errors
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
 from runner.sandbox.transfer import RefusedOutputError
-from runner.sandbox.translate import engine_errors, remove_container, remove_volume
+from runner.sandbox.translate import create_container, engine_errors, remove_container, remove_volume
 from runner.trial import TrialSpec
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Holder:
                 name=name, driver="local", driver_opts=options, labels={**labels, "autoresearch.role": "trial"}
             )
         body = container.holder_body(spec, in_volume=self.in_volume, out_volume=self.out_volume)
-        self._id = self._client.api.create_container_from_config(body, f"{self.in_volume}-holder")["Id"]
+        self._id = create_container(self._client, body, f"{self.in_volume}-holder")
         self._client.api.start(self._id)
         stream = transfer.pack(
             spec.files, spec.gated_files, uid=container.HOLDER_UID, with_gate=bool(spec.gated_files)

@@ -13,7 +13,7 @@ import docker.errors
 
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
-from runner.sandbox.translate import engine_errors, remove_container, remove_volume
+from runner.sandbox.translate import create_container, engine_errors, remove_container, remove_volume
 from runner.trial import InputFile
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _fill(client: DockerClient, image: str, wanted: PreparedVolume) -> None:
 def _keeper(client: DockerClient, image: str, wanted: PreparedVolume) -> Iterator[str]:
     mounts = [container.volume_mount(wanted.name, "/hold", read_only=False)]
     body = container.keeper_body(image, mounts=mounts, seconds=KEEPER_SECONDS, labels=dict(wanted.labels))
-    identifier = client.api.create_container_from_config(body)["Id"]
+    identifier = create_container(client, body)
     try:
         client.api.start(identifier)
         yield identifier

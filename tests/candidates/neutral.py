@@ -495,8 +495,10 @@ def warm_up(model, compiled):
     with torch.random.fork_rng():
         optimiser = Optimiser(model)  # thrown away with its state
         ids = torch.randint(VOCAB_SIZE, (DEVICE_BATCH_SIZE, SEQUENCE_LENGTH), device=DEVICE)
+        # Not the same tensor twice: that would be compiled as a case of its own.
+        dummy = itertools.repeat((ids, ids.clone(), 0))
         for _ in range(WARM_UP_STEPS):
-            train_step(compiled, optimiser, itertools.repeat((ids, ids, 0)), progress=0.0)
+            train_step(compiled, optimiser, dummy, progress=0.0)
     model.load_state_dict(weights)
 
 

@@ -49,9 +49,9 @@ TOTAL_BATCH_SIZE = 1536  # tokens per optimiser step
 DEVICE_BATCH_SIZE = 12  # rows per forward pass; gradients are accumulated up to the total
 
 # Learning rates and weight decay
-MATRIX_LR = 0.001  # Muon: the matrices of the blocks
+MATRIX_LR = 0.005  # Muon: the matrices of the blocks
 EMBEDDING_LR = 0.1  # AdamW: token and value embeddings, at a model width of REFERENCE_DIM
-UNEMBEDDING_LR = 0.002  # AdamW: the output matrix, at a model width of REFERENCE_DIM
+UNEMBEDDING_LR = 0.0003  # AdamW: the output matrix, at a model width of REFERENCE_DIM
 REFERENCE_DIM = 768  # the two rates above are scaled by the inverse root of the width relative to this one
 RESIDUAL_LR = 0.005  # AdamW: the scalars on the residual stream
 X0_LR = 0.02  # AdamW: the scalars on the repeated token embedding
@@ -497,8 +497,10 @@ def warm_up(model, compiled):
     with torch.random.fork_rng():
         optimiser = Optimiser(model)  # thrown away with its state
         ids = torch.randint(VOCAB_SIZE, (DEVICE_BATCH_SIZE, SEQUENCE_LENGTH), device=DEVICE)
+        # Not the same tensor twice: that would be compiled as a case of its own.
+        dummy = itertools.repeat((ids, ids.clone(), 0))
         for _ in range(WARM_UP_STEPS):
-            train_step(compiled, optimiser, itertools.repeat((ids, ids, 0)), progress=0.0)
+            train_step(compiled, optimiser, dummy, progress=0.0)
     model.load_state_dict(weights)
 
 

@@ -207,9 +207,13 @@ open("/out/checkpoint.safetensors", "wb").write(b"nothing of it was there")
 def test_validation_text_is_nowhere_in_a_train_container(task: Task, prepared: Prepared) -> None:
     """Searched from inside: the package's files, its decoder, known sentences, and the tokens of validation rows."""
 
+    train = prepared.rows("train").tobytes()
+
     def needles(split: Any) -> tuple[list[bytes], list[bytes]]:
         rows = prepared.rows(split)
-        some = rows[np.linspace(0, len(rows) - 1, 8).astype(int)]
+        some = rows[np.linspace(0, len(rows) - 1, 16).astype(int)]
+        # The text repeats itself here and there; what training rightly holds too proves nothing.
+        some = [row for row in some if (row[20:60].tobytes() in train) is (split == "train")]
         ranks = json.loads((prepared.path / "prepare" / "tokenizer.json").read_text())["ranks"]
         raw = [base64.b64decode(rank) for rank in ranks] + [b"\0"] * 10
         texts = [b"".join(raw[token] for token in row).split(b"\0")[-1][:60] for row in some]
@@ -220,7 +224,8 @@ def test_validation_text_is_nowhere_in_a_train_container(task: Task, prepared: P
 
     sentences, rows = needles("val")
     test_sentences, test_rows = needles("test")
-    assert sentences
+    assert len(sentences) > 5
+    assert len(rows) > 5
     wanted = {
         "sentences": hidden(sentences + test_sentences),
         "rows": hidden(rows + test_rows),

@@ -61,7 +61,7 @@ def test_runs_as_a_user_who_is_nobody(cpu_image: str, shell: Shell) -> None:
 
 
 def test_nothing_is_setuid_and_nothing_is_writable_by_the_user(cpu_image: str, shell: Shell) -> None:
-    assert shell(cpu_image, "find / -xdev -type f -perm /6000").split() == []
+    assert shell(cpu_image, "find / -xdev -type f -perm /6000", user="0").split() == []
     writable = shell(
         cpu_image, "find / -xdev -writable -not -type l -not -path '/proc/*' 2>/dev/null || true"
     ).split()
@@ -89,10 +89,11 @@ def test_no_index_no_secret_in_settings_history_or_files(
     assert shell(image, "ls /root /home /etc/pip* 2>/dev/null | grep -v ':$' || true", user="0").split() == []
 
 
-def test_no_layer_holds_an_index_or_a_wheel(engine: DockerClient, cpu_image: str) -> None:
-    """Also not one that a later layer hides."""
+def test_no_layer_holds_an_index_or_a_wheel(engine: DockerClient) -> None:
+    """Also not one that a later layer hides.  The smallest image, made in the same way as the others."""
+    image_id = images.image_id("prepare", STATE)
     wrong: list[str] = []
-    stream = io.BufferedReader(_Stream(engine.images.get(cpu_image).save(chunk_size=1 << 20)), 1 << 20)
+    stream = io.BufferedReader(_Stream(engine.images.get(image_id).save(chunk_size=1 << 20)), 1 << 20)
     with tarfile.open(fileobj=stream, mode="r|") as image:
         for layer in image:
             if not layer.name.endswith("layer.tar") or not layer.isfile():
@@ -102,7 +103,7 @@ def test_no_layer_holds_an_index_or_a_wheel(engine: DockerClient, cpu_image: str
             with tarfile.open(fileobj=inner, mode="r|") as files:
                 for file in files:
                     bad = file.name.endswith((".whl", "pip.conf", "sources.list")) and file.size > 0
-                    if bad or (file.name.startswith("etc/apt/") and file.isfile()) or "bible" in file.name:
+                    if bad or (file.name.startswith("etc/apt/") and file.isfile()):
                         wrong.append(file.name)
     assert wrong == []
 
@@ -139,16 +140,25 @@ def test_the_user_can_train_and_test_in_it(cpu_image: str, shell: Shell) -> None
 
 
 def test_compiled_files_are_used_on_a_read_only_root(cpu_image: str, shell: Shell) -> None:
-    """Importing torch takes ten times as long without them."""
+    """Importing torch takes much longer without them."""
     said = shell(cpu_image, "python3 -v -c 'import torch.nn.functional' 2>&1", read_only=True)
-    assert "code object from '/usr/local/lib/python3.11/dist-packages/torch" not in said.replace("\\\\", "/")
+    loaded = [line for line in said.splitlines() if "code object from '" in line and "/torch/" in line]
+    assert len(loaded) > 100
+    assert [line for line in loaded if not line.endswith(".pyc'")] == []
 
 
-def snapshot(engine: DockerClient) -> tuple[set[str], set[str]]:
-    """Containers of builds, and images that nothing names."""
+def half_way(engine: DockerClient) -> tuple[set[str], set[str]]:
+    """Containers of builds (those of finished images inherit another value), and images that nothing names."""
+    finished = {
+        image.labels.get(BUILD_LABEL)
+        for image in engine.images.list(filters={"label": BUILD_LABEL, "dangling": False})
+    }
     containers = engine.api.containers(all=True, filters={"label": BUILD_LABEL})
     dangling = engine.api.images(filters={"dangling": True, "label": BUILD_LABEL})
-    return {found["Id"] for found in containers}, {found["Id"] for found in dangling}
+    return (
+        {found["Id"] for found in containers if found["Labels"][BUILD_LABEL] not in finished},
+        {found["Id"] for found in dangling},
+    )
 
 
 @pytest.mark.parametrize("last", ["RUN false", "RUN true"], ids=["fails", "succeeds"])
@@ -162,7 +172,7 @@ def test_a_build_leaves_nothing_half_way(
         last,
     ]  # fmt: skip
     dockerfile.write_text("\n".join(lines))
-    before = snapshot(engine)
+    before = half_way(engine)
     name = f"autoresearch/test:{tmp_path.name.lower()}"
 
     def build() -> str:
@@ -182,7 +192,7 @@ def test_a_build_leaves_nothing_half_way(
             assert engine.images.get(name).id == made
         finally:
             engine.images.remove(name)
-    assert snapshot(engine) == before
+    assert half_way(engine) == before
 
 
 def test_building_again_does_nothing_and_another_state_adopts(tmp_path: Path, cpu_image: str) -> None:

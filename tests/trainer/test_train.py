@@ -151,6 +151,22 @@ def test_warming_up_trains_on_nothing_real(trial):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_after_the_warm_up_nothing_is_compiled_again(trial):
+    """With a real compiler that would take its time from the budget."""
+    from torch._dynamo.utils import counters
+
+    train = trial.load_train()
+    model = train.build_model("cpu")
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=False)
+    train.warm_up(model, compiled)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    optimiser, batches = train.Optimiser(model), train.make_dataloader(train.DEVICE_BATCH_SIZE)
+    for step in range(4):
+        train.train_step(compiled, optimiser, batches, step / 4)
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
 def test_accumulated_gradients_equal_those_of_one_pass(make_trial):
     class Keep:
         def step(self, progress):

@@ -90,6 +90,7 @@ class Downloader:
         self._token, self._token_host, self._patience = token, token_host, patience
         self._retry = Retry(
             total=patience.retries,
+            other=0,  # a certificate does not get better
             status_forcelist=TRANSIENT,
             allowed_methods=("GET",),
             backoff_factor=patience.backoff_seconds,
@@ -135,7 +136,7 @@ class Downloader:
 
     def _again(self, retry: Retry, url: str, error: Exception) -> Retry:
         try:
-            retry = retry.increment("GET", url, error=urllib3.exceptions.HTTPError(str(error)))
+            retry = retry.increment("GET", url, error=urllib3.exceptions.ProtocolError(str(error)))
         except urllib3.exceptions.MaxRetryError:
             msg = f"{_name(url)} could not be had after {self._patience.retries + 1} attempts: {error}"
             raise CorpusError(msg) from error
@@ -147,6 +148,12 @@ class Downloader:
         timeout = (self._patience.connect_seconds, self._patience.read_seconds)
         try:
             response = self._session.get(url, headers=headers, stream=True, timeout=timeout)
+        except requests.exceptions.SSLError as error:
+            msg = (
+                f"{_name(url)} could not be had over TLS: {_reason(error)}; "
+                "if your network has certificate authorities of its own, set REQUESTS_CA_BUNDLE to their file"
+            )
+            raise CorpusError(msg) from error
         except _NETWORK_ERRORS as error:
             msg = (
                 f"{_name(url)} could not be had after {self._patience.retries + 1} attempts: {_reason(error)}"

@@ -1,0 +1,299 @@
+"""A whole trial as the runner does it, with the runner's own parts, and where its seconds go.
+
+Nothing in the runner is changed for this: the sandbox is wrapped at its seam, and the engine's client that it is given
+notes when each call began and ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from runner import images, ledger
+from runner.cli import parts
+from runner.cli.setting_up import prepared_for
+from runner.errors import EngineError
+from runner.log import events_to
+from runner.loop import Loop, Stops
+from runner.measure import CHECKPOINT, Measurer, Place
+from runner.prepare import Prepared
+from runner.protocols import Agent
+from runner.report.live import LiveView
+from runner.sandbox.build import Builder
+from runner.sandbox.docker import DockerSandbox
+from runner.sandbox.volumes import PreparedVolume
+from runner.sandbox.volumes import provide as provide_volume
+from runner.task import Task, apply_preset, load_task
+from runner.trial import Progress, Result, TrialSpec
+from runner.workspace import CommitText, Workspace
+
+TAG = "bench"
+STEPS = ("copy in", "start-up", "work", "copy out", "clean-up")
+"""What the seconds of one container are divided into."""
+
+# ----------------------------------------------------------------------------------------------- noting
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call of the engine's client."""
+
+    name: str
+    first: object
+    """The first argument: often a container's id."""
+    began: float
+    ended: float
+
+
+class Noted:
+    """Stands for the engine's client and passes everything on."""
+
+    def __init__(self, target: Any, calls: list[Call], prefix: str = "") -> None:
+        self._target, self._calls, self._prefix = target, calls, prefix
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if not self._prefix and name in ("api", "containers", "volumes"):
+            return Noted(value, self._calls, f"{name}.")
+        return self._timed(name, value) if self._prefix and callable(value) else value
+
+    def _timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            began = time.monotonic()
+            try:
+                return function(*arguments, **named)
+            finally:
+                first = arguments[0] if arguments else None
+                self._calls.append(Call(name=self._prefix + name, first=first, began=began, ended=time.monotonic()))
+
+        return call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contained:
+    """One container call: what was asked, what came, and when."""
+
+    spec: TrialSpec
+    trial: Mapping[str, Any]
+    """Its trial.json."""
+    result: Result
+    began: float
+    ended: float
+    steps: Mapping[str, float]
+
+
+class NotingSandbox:
+    """Implements `runner.protocols.Sandbox` around another."""
+
+    def __init__(self, inner: DockerSandbox, calls: list[Call], folder: Path) -> None:
+        """A link to each trial's checkpoint is kept in `folder`: the runner removes it soon."""
+        self._inner, self._calls, self._folder = inner, calls, folder
+        self.contained: list[Contained] = []
+
+    def run(
+        self,
+        spec: TrialSpec,
+        destination: Path,
+        *,
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> Result:
+        """See `Sandbox.run`."""
+        identifiers: list[str] = []
+
+        def note(identifier: str) -> None:
+            identifiers.append(identifier)
+            created(identifier)
+
+        trial = next(file.path for file in spec.files if file.name == "trial.json").read_bytes()
+        began = time.monotonic()
+        result = self._inner.run(spec, destination, created=note, progress=progress)
+        ended = time.monotonic()
+        steps = self._divide(identifiers[0], result, began, ended)
+        self.contained.append(
+            Contained(spec=spec, trial=json.loads(trial), result=result, began=began, ended=ended, steps=steps)
+        )
+        if (checkpoint := result.output(CHECKPOINT)) is not None:
+            os.link(checkpoint, self.checkpoint(self.contained[-1]))
+        return result
+
+    def checkpoint(self, run: Contained) -> Path:
+        """The checkpoint of a train container."""
+        return self._folder / f"{run.trial['seed']}.safetensors"
+
+    def reap(self, labels: dict[str, str]) -> int:
+        """See `Sandbox.reap`."""
+        return self._inner.reap(labels)
+
+    def _divide(self, identifier: str, result: Result, began: float, ended: float) -> dict[str, float]:
+        mine = [call for call in self._calls if call.first == identifier and call.began >= began]
+        start = next((call for call in mine if call.name == "api.start"), None)
+        remove = next((call for call in mine if call.name == "api.remove_container"), None)
+        if start is None or remove is None:
+            message = "the sandbox starts or removes containers in a way that this program does not know"
+            raise EngineError(message)
+        gate = start.ended + result.startup_seconds
+        moments = (began, start.began, gate, gate + result.seconds, remove.began, ended)
+        return {name: moments[i + 1] - moments[i] for i, name in enumerate(STEPS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Where the seconds of one trial went; the phases add up to all of it."""
+
+    seconds: float
+    phases: Mapping[str, float]
+    calls: Mapping[str, tuple[int, float]]
+    """Of the engine's client, by name: how many and seconds together."""
+
+    @staticmethod
+    def of(began: float, ended: float, contained: Sequence[Contained], calls: Sequence[Call]) -> Whole:
+        """From the moments of one trial, and all containers and calls of the run."""
+        contained = [run for run in contained if began <= run.began <= ended]
+        phases = {"host: before": contained[0].began - began}
+        phases["host: between"] = sum(b.began - a.ended for a, b in pairwise(contained))
+        for run in contained:
+            phases |= {f"{run.spec.phase}: {name}": value for name, value in run.steps.items()}
+        phases["host: judge and record"] = ended - contained[-1].ended
+        by_name: defaultdict[str, list[float]] = defaultdict(list)
+        for call in calls:
+            if began <= call.began <= ended:
+                by_name[call.name].append(call.ended - call.began)
+        totals = {name: (len(values), sum(values)) for name, values in by_name.items()}
+        return Whole(seconds=ended - began, phases=phases, calls=totals)
+
+
+# -------------------------------------------------------------------------------------------- the parts
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """A run in a task repository of its own, ready to go."""
+
+    task: Task
+    prepared: Prepared
+    folder: Path
+    """For what lasts as long as this."""
+    source: str
+    """The unmodified file, with the preset's constants."""
+    fixed: Mapping[str, Path]
+    """What lies in /prepare, by name."""
+    sandbox: NotingSandbox
+    calls: list[Call]
+    engine: str
+    go: Callable[[Agent], None] = field(repr=False)
+    """Run the loop until the agent has nothing more."""
+
+
+@contextmanager
+def bench(
+    preset: str, seed: int, image: images.ImageRecord, state: Path, folder: Path
+) -> Iterator[Bench]:
+    """Make a task below `folder`, start a run in it with one baseline, and take everything away at the end.
+
+    Its data are those below `state`; the ones of a shipped text are made if they are not there.
+    """
+    place = folder / "task"
+    command = Path(sys.executable).with_name("autoresearch")
+    subprocess.run([command, "init", place], check=True, capture_output=True)
+    workspace = parts.open_workspace(place)
+    run = workspace.state / TAG
+    labels = parts.owner_labels(workspace.state)
+    overrides: dict[str, object] = {"judge": {"baselines": 1}}
+    calls: list[Call] = []
+    client = parts.connect()
+    prepared = prepared_for(load_task(place, preset), state, client, quiet=True)
+    noted: Any = Noted(client, calls)
+    try:
+        with ledger.writing(run) as journal, parts.data_volume(prepared, labels) as rows:
+            frozen = parts.freeze(workspace, load_task(place), workspace.head(), run)
+            task = parts.within(load_task(frozen, preset, overrides), client)
+            header = _header(workspace, task, image, seed, overrides)
+            journal.write("run", **header)
+            workspace.start_branch(TAG, header["base"])
+            fixed = parts.prepare_volume(task, prepared, frozen, labels)
+            for volume in (fixed, rows):
+                provide_volume(client, image.id, volume)
+            sandbox = NotingSandbox(DockerSandbox(noted), calls, folder)
+            trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": TAG}
+            measurer = Measurer(sandbox, task, prepared, _place(image, fixed, rows, trial_labels))
+
+            def go(agent: Agent) -> None:
+                with (
+                    events_to(run / "events.jsonl"),
+                    contextlib.redirect_stdout(sys.stderr),
+                    contextlib.closing(LiveView(run)) as view,
+                ):
+                    loop = Loop(
+                        task=task,
+                        tag=TAG,
+                        ledger=journal,
+                        workspace=workspace,
+                        measurer=measurer,
+                        agent=agent,
+                        view=view,
+                    )
+                    loop.run(Stops())
+
+            yield Bench(
+                task=task,
+                prepared=prepared,
+                folder=folder,
+                source=workspace.read(header["base"], task.editable).decode(),
+                fixed={file.name: file.path for file in fixed.files},
+                sandbox=sandbox,
+                calls=calls,
+                engine=str(client.version()["Version"]),
+                go=go,
+            )
+    finally:
+        client.close()
+        with Builder.connect() as engine:
+            engine.remove_containers(labels)
+            engine.remove_volumes(labels)
+
+
+def _header(
+    workspace: Workspace, task: Task, image: images.ImageRecord, seed: int, overrides: dict[str, object]
+) -> ledger.Event:
+    head, created = workspace.head(), datetime.now(UTC).isoformat(timespec="seconds")
+    source = apply_preset(workspace.read(head, task.editable).decode(), task)
+    text = CommitText(subject="Baseline of the bench", body="", trailers=(), date=created)
+    return {
+        "format": ledger.FORMAT,
+        "id": uuid.uuid4().hex,
+        "tag": TAG,
+        "created": created,
+        "head": head,
+        "base": workspace.candidate(head, task.editable, source.encode(), text),
+        "preset": task.preset,
+        "overrides": overrides,
+        "seed": seed,
+        "image": image.id,
+        "gpu": None,
+    }
+
+
+def _place(
+    image: images.ImageRecord, fixed: PreparedVolume, rows: PreparedVolume, labels: Mapping[str, str]
+) -> Place:
+    return Place(
+        image=image.id,
+        gpu=None,
+        prepare_volume=fixed.name,
+        data_volume=rows.name,
+        labels=tuple(labels.items()),
+    )
