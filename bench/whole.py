@@ -208,7 +208,7 @@ def bench(
     """
     place = folder / "task"
     command = Path(sys.executable).with_name("autoresearch")
-    subprocess.run([command, "init", place], check=True, capture_output=True)
+    subprocess.run([command, "init", place], check=True, stdout=subprocess.DEVNULL)
     workspace = parts.open_workspace(place)
     run = workspace.state / TAG
     labels = parts.owner_labels(workspace.state)

@@ -204,7 +204,7 @@ def _wrong_type(constant: Constant, value: Value) -> str:
 
 
 def _absent(name: str, found: Mapping[str, Constant]) -> str:
-    near = get_close_matches(name, found, n=1)
+    near = get_close_matches(name, found, n=1, cutoff=0.7)
     hint = f" (did you mean {near[0]}?)" if near else ""
     return f"no constant of this name at the top level of the file{hint}"
 

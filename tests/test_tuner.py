@@ -295,7 +295,7 @@ def test_a_study_that_was_removed_or_damaged_is_named(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="the tuner's study does not know trial 3 of this run"):
         run.start()
     (tmp_path / "tuner.jsonl").write_text("nonsense\n")
-    with pytest.raises(StateError, match="tuner.jsonl is damaged"):
+    with pytest.raises(StateError, match=r"tuner\.jsonl is damaged"):
         run.start()
 
 

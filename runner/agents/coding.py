@@ -17,7 +17,6 @@ from runner.constants import find_constants
 from runner.literals import Value, spell_value
 from runner.trial import Record, Verdict
 
-
 EXPLAINED = {
     "perturbation": "A perturbation of the champion, drawn without looking at results:",
     "wide perturbation": "A wide perturbation of the champion, because what was drawn first had been tried:",

@@ -1,0 +1,255 @@
+"""The command line without an engine: what a user types wrong, and what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from runner import ledger
+from runner.cli import app
+from runner.cli.app import Boundary, run_folder
+from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, UsageError
+from runner.resources import resource
+from runner.trial import Ending, Record, Seconds, Verdict
+from runner.workspace import Workspace
+from tests.conftest import run_git
+
+NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+
+
+def call(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -> str:
+    result = CliRunner().invoke(app, list(arguments), env=env or NO_ENGINE)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result.output if code == 0 else result.stderr
+
+
+@pytest.fixture
+def task(repository: Path) -> Path:
+    """The shipped task in a repository of its own."""
+    shutil.rmtree(repository / "trainer")
+    shutil.copytree(resource("trainer"), repository / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("autoresearch.yaml", "program.md"):
+        shutil.copy(resource(name), repository / name)
+    run_git(repository, "add", "-A")
+    run_git(repository, "commit", "-qm", "the shipped task")
+    return repository
+
+
+@pytest.fixture
+def run_of(task: Path) -> Path:
+    """A run with a baseline, a kept trial, a crash and a trial under way, as another process left it."""
+    workspace = Workspace(task)
+    head = workspace.head()
+    records = [
+        record(0, head, Verdict.BASELINE, 1.7),
+        record(1, head, Verdict.KEEP, 1.6),
+        record(2, head, Verdict.CRASH, None),
+    ]
+    with ledger.writing(workspace.state / "old") as run:
+        run.write("run", format=1, id="x", tag="old", head=head, base=head, preset="tiny", overrides={}, seed=1, gpu=None, image="i")
+        for found in records:
+            run.write("judged", trial=found.trial, record=ledger.record_to_json(found))
+            run.write("done", trial=found.trial)
+    workspace.export(head, "autoresearch.yaml", workspace.state / "old" / "task")
+    for path in ("trainer", "program.md"):
+        workspace.export(head, path, workspace.state / "old" / "task")
+    workspace.start_branch("old", head)
+    return task
+
+
+def record(trial: int, commit: str, verdict: Verdict, val_bpb: float | None) -> Record:
+    return Record(
+        trial=trial,
+        tag="old",
+        commit=commit,
+        parent=None if verdict is Verdict.BASELINE else commit,
+        agent="tuner",
+        idea=f"idea [bold]{trial}[/bold] \x1b[31m",
+        ending=Ending.CRASHED if val_bpb is None else Ending.FINISHED,
+        verdict=verdict,
+        val_bpb=val_bpb,
+        sigma=0.01,
+        seconds=Seconds(total=3.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["run", "--nonsense"], 2, "No such option"),
+        (["run", "--trials", "-1"], 2, "--trials"),
+        (["run", "--agent", "magic"], 2, "--agent"),
+        (["run", "--agent", "replay"], 2, "--proposals goes with --agent replay"),
+        (["run", "--proposals", "x"], 2, "--proposals goes with --agent replay"),
+        (["run", "--cpu", "--tag", "../x"], 2, "--tag '../x'"),
+        (["run", "--cpu", "--tag", "data"], 2, "--tag 'data'"),
+        (["run", "--cpu", "--gpus", "0"], 2, "exclude each other"),
+        (["run", "--cpu", "--preset", "smok"], 2, "did you mean smoke?"),
+        (["run", "--gpus", "0,1"], 2, "several at once are not there yet"),
+        (["run", "--cpu"], 3, "autoresearch images build cpu"),
+        (["trial", "--cpu"], 2, "--candidate"),
+        (["trial", "--cpu", "--candidate", "/nowhere.py"], 2, "--candidate /nowhere.py: No such file or directory"),
+        (["trial", "--cpu", "--candidate", "/dev/zero"], 2, "more than 1 MiB"),
+        (["status"], 2, "there is no run yet"),
+        (["log", "--tag", "x"], 2, "there is no run 'x'; there are: none"),
+        (["stop"], 2, "there is no run yet"),
+        (["images", "build", "tpu"], 2, "tpu"),
+        (["images", "build", "cpu"], 3, "engine"),
+        (["prepare", "--preset", "tiny"], 3, "engine"),
+        (["prepare", "--dataset", "pile"], 2, "pile"),
+        (["prepare", "--source", "/nowhere"], 6, "/nowhere"),
+        (["reap"], 3, "engine"),
+    ],
+)
+def test_mistakes_and_what_is_missing(task: Path, arguments: list[str], code: int, said: str) -> None:
+    name = arguments[:2] if arguments[0] == "images" else arguments[:1]
+    rest = arguments[len(name) :]
+
+    assert said in call(*name, "--task", str(task), *rest, code=code)
+    assert not list(task.glob(".autoresearch/*/journal.jsonl"))
+    assert run_git(task, "branch", "--list", "autoresearch/*") == ""
+
+
+def test_a_gpu_that_is_not_there_is_exit_4(task: Path) -> None:
+    if Path("/dev/nvidia0").exists():
+        pytest.fail("this test is for machines without a GPU")
+
+    assert "use --cpu" in call("run", "--task", str(task), code=4)
+    call("run", "--task", str(task), "--gpus", "0", code=4)
+
+
+def test_a_folder_that_is_no_task(tmp_path: Path, repository: Path) -> None:
+    assert "not in a git repository" in call("run", "--task", str(tmp_path), "--cpu", code=7)
+    assert "there is no such folder" in call("run", "--task", str(tmp_path / "x"), "--cpu", code=2)
+    assert "has no autoresearch.yaml" in call("run", "--task", str(repository), "--cpu", code=2)
+
+
+def test_a_preset_that_names_an_absent_constant(task: Path) -> None:
+    path = task / "trainer" / "presets" / "tiny.yaml"
+    path.write_text(path.read_text().replace("  DEPTH: 2", "  DEPHT: 2"))
+    run_git(task, "commit", "-qam", "typo")
+
+    said = call("run", "--task", str(task), "--cpu", "--preset", "tiny", code=2)
+
+    assert "tiny" in said
+    assert "DEPHT" in said
+
+
+def test_a_run_branch_that_is_checked_out_is_refused(task: Path) -> None:
+    run_git(task, "checkout", "-qb", "autoresearch/t")
+
+    assert "is checked out" in call("run", "--task", str(task), "--cpu", "--tag", "t", code=7)
+
+
+def test_init_makes_a_task_that_loads(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    call("init", str(folder), "--preset", "smoke")
+
+    assert run_git(folder, "status", "--porcelain") == ""
+    assert "DEPTH = 4 " in (folder / "trainer" / "train.py").read_text()
+    assert "not empty" in call("init", str(folder), code=2)
+
+
+def test_looking_at_a_run(run_of: Path) -> None:
+    where = ("--task", str(run_of))
+    status = json.loads(call("status", *where, "--json"))
+    rows = [json.loads(line) for line in call("log", *where, "--json").splitlines()]
+
+    assert (status["tag"], status["running"], status["best"]["trial"]) == ("old", False, 1)
+    assert [row["verdict"] for row in rows] == ["baseline", "keep", "crash"]
+    assert rows[2]["val_bpb"] is None
+    for text in (call("status", *where), call("log", *where), call("show", "1", *where)):
+        assert "\x1b[31m" not in text
+        assert "[bold]1[/bold]" in text or "idea" in text
+    assert "there is no finished trial 9; the last is 2" in call("show", "9", *where, code=2)
+    assert call("champion", *where) == (run_of / "trainer" / "train.py").read_text()
+    paths = json.loads(call("report", *where, "--json"))
+    assert Path(paths["plot"]).read_bytes().startswith(b"\x89PNG")
+    assert len(Path(paths["results"]).read_text().splitlines()) == 4
+
+
+def test_a_checkpoint_that_is_gone_is_said_and_a_file_is_not_overwritten(run_of: Path, tmp_path: Path) -> None:
+    where = ("--task", str(run_of), "--output", str(tmp_path / "m"))
+    assert "trial 1 (keep) has no checkpoint" in call("export-model", "1", *where, code=2)
+    folder = run_of / ".autoresearch" / "old" / "trials" / "0001"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.safetensors").write_bytes(b"weights")
+
+    assert json.loads(call("export-model", "1", *where, "--json"))["bytes"] == 7
+    assert "is there already" in call("export-model", "1", *where, code=2)
+    call("export-model", "1", *where, "--force")
+    assert (tmp_path / "m").read_bytes() == b"weights"
+
+
+def test_stop_says_when_there_is_nothing_to_stop(run_of: Path) -> None:
+    assert "there is nothing to stop" in call("stop", "--task", str(run_of))
+    with ledger.writing(run_of / ".autoresearch" / "old"):
+        assert "ends after its current trial" in call("stop", "--task", str(run_of))
+        assert json.loads(call("status", "--task", str(run_of), "--json"))["running"] is True
+
+
+def test_doctor_names_each_thing_and_ends_with_the_first_failure(task: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--task", str(task), "--json"], env=NO_ENGINE)
+    found = {row["check"]: row for row in map(json.loads, result.stdout.splitlines())}
+
+    assert result.exit_code == 3
+    assert found["git"]["ok"] is True
+    assert found["engine"]["ok"] is False
+    assert found["gpu"]["needed"] is False
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UsageError("x"), 2),
+        (EngineError("x"), 3),
+        (GpuError("x"), 4),
+        (AgentError("x"), 5),
+        (DataError("x"), 6),
+        (StateError("x"), 7),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("secret words"), 70),
+    ],
+)
+def test_every_error_ends_in_its_code_and_one_message(tmp_path: Path, error: BaseException, code: int) -> None:
+    broken = typer.Typer(cls=Boundary)
+
+    @broken.command()
+    def fail() -> None:
+        run_folder.set(tmp_path)
+        raise error
+
+    @broken.command()
+    def other() -> None: ...
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = CliRunner().invoke(broken, ["fail"])
+    signal.signal(signal.SIGTERM, before)
+    run_folder.set(None)
+
+    assert result.exit_code == code
+    assert len(result.stderr.splitlines()) == 1
+    if code == 70:
+        assert "secret words" not in result.output
+        (path,) = tmp_path.glob("defect-*.txt")
+        assert "ZeroDivisionError: secret words" in path.read_text()
+
+
+def test_starting_fast() -> None:
+    """Nothing that is slow to import is imported before a command needs it."""
+    import subprocess
+    import sys
+
+    heavy = "docker git optuna matplotlib numpy libcst yaml structlog".split()
+    program = f"import sys, runner.cli; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
+
+    assert found.stdout == "['git']\n"

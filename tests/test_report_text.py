@@ -1,0 +1,182 @@
+"""Text from trials and agents is inert before anybody sees it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runner.report.show import show_text
+from runner.report.table import print_log, status_lines, status_values
+from runner.report.text import block, plain
+from runner.trial import Ending, Record, Seconds, Verdict
+from tests.records import baseline, record
+
+EVIL = "\x1b[2J\x1b]0;title\x07[bold red]hi[/] \x9b31m\u202egnp\u202c\x00\r\nsecond\tline\x7f\x85\ud800"
+
+
+def printed(records: list[Record]) -> str:
+    out = io.StringIO()
+    print_log(records, out)
+    return out.getvalue()
+
+
+def inert(text: str) -> bool:
+    return all(letter.isprintable() or letter == "\n" for letter in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit", "expected"),
+    [
+        (EVIL, None, "[bold red]hi[/] gnp second line"),
+        ("a\tb\n c ", None, "a b c"),
+        ("abcdef", 4, "abc…"),
+        ("abcd", 4, "abcd"),
+        ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", None, "link"),
+        ("\x1b(0lqk\x1b(B", None, "lqk"),
+        ("\x1bPq#0\x1b\\sixel", None, "sixel"),
+        ("naïve 日本", None, "naïve 日本"),
+    ],
+)
+def test_one_printable_line(text: str, limit: int | None, expected: str) -> None:
+    assert plain(text, limit) == expected
+
+
+def test_a_block_keeps_its_lines() -> None:
+    assert block("a\r\n\tb\x1b[31m\n\n c\rd\x07") == "a\n        b\n\n cd"
+
+
+@given(st.text(), st.integers(1, 60))
+def test_nothing_gets_through(text: str, limit: int) -> None:
+    assert inert(plain(text, limit))
+    assert len(plain(text, limit)) <= limit
+    assert inert(block(text))
+
+
+@given(st.text(alphabet=st.characters()))
+def test_tables_and_pages_stay_inert_whatever_a_record_holds(text: str) -> None:
+    evil = record(3, Verdict.KEEP, idea=text, why=text, reason=text, summary=(("depth", text),), kind=text)
+    assert inert(printed([evil]))
+    assert inert(show_text(evil, text))
+    assert all(inert(line) for line in status_lines_of([evil]))
+
+
+def status_lines_of(records: list[Record]) -> list[str]:
+    return status_lines(Path("/runs/nov21"), records, running=True, open_trial=4)
+
+
+def test_markup_in_an_idea_is_only_brackets() -> None:
+    assert "[bold red]hi[/]" in printed([record(0, idea="[bold red]hi[/]")])
+
+
+RUN = [
+    baseline(0, 1.61, sigma=0.003),
+    baseline(1, 1.59, sigma=0.003),
+    record(2, Verdict.KEEP, 1.5, gain=0.1, threshold=0.006, steps=150, memory_gb=0.61, seconds=Seconds(total=28.2), sigma=0.004),
+    record(3, Verdict.DISCARD, 1.55, gain=-0.05),
+    record(4, Verdict.CRASH, None, ending=Ending.CRASHED, reason="train: exit code 1"),
+    record(5, Verdict.INVALID, None, commit=None, reason="hunk 1 of 1: its lines are not in the file"),
+]  # fmt: skip
+
+
+def test_the_table_has_every_trial_in_order_with_its_place() -> None:
+    rows = [line.split() for line in printed(RUN).splitlines() if line.strip()[:1].isdigit()]
+    assert [row[:3] for row in rows[:4]] == [
+        ["0", "4", "baseline"],
+        ["1", "3", "baseline"],
+        ["2", "1", "keep"],
+        ["3", "2", "discard"],
+    ]
+    assert rows[2] == ["2", "1", "keep", "1.5000", "+0.1000", "150", "28.2", "0.6", "idea", "2"]
+    assert rows[4][:2] == ["4", "crash"]
+    assert "(train: exit code 1)" in printed(RUN)
+
+
+def test_many_trials_also_give_the_best_ones_by_score() -> None:
+    text = printed([record(number, Verdict.DISCARD, 2 - number / 100) for number in range(30)])
+    ranked = text[text.index("The best 5") :].splitlines()
+    assert [line.split()[0] for line in ranked if line.strip()[:1].isdigit()] == [
+        "29",
+        "28",
+        "27",
+        "26",
+        "25",
+    ]
+
+
+def test_status_for_a_person() -> None:
+    assert status_lines_of(RUN) == [
+        "run       nov21: running, trial 4 is under way",
+        "trials    4 judged: 1 kept, 1 discarded, 1 crashed, 1 refused; 2 of the baseline before",
+        "baseline  1.6000 bits per byte, one measurement ± 0.0040",
+        "best      1.5000, trial 2: idea 2",
+        "last      trial 5, invalid, hunk 1 of 1: its lines are not in the file: idea 5",
+        "plot      /runs/nov21/progress.png",
+        "results   /runs/nov21/results.tsv",
+    ]
+
+
+def test_status_for_a_machine_knows_null() -> None:
+    empty = status_values(Path("/runs/nov21"), [], running=False, open_trial=None)
+    assert (empty["best"], empty["baseline"], empty["last_trial"], empty["trials"]) == (None, None, None, 0)
+    values = status_values(Path("/runs/nov21"), RUN, running=False, open_trial=None)
+    assert values["best"] == {
+        "trial": 2,
+        "commit": f"{2:040x}",
+        "val_bpb": 1.5,
+        "verdict": "keep",
+        "idea": "idea 2",
+    }
+    assert values["counts"] == {"baseline": 2, "keep": 1, "discard": 1, "crash": 1, "invalid": 1}
+
+
+def test_show_tells_everything_about_a_trial() -> None:
+    kept = record(
+        2, Verdict.KEEP, 1.5, gain=0.1, threshold=0.006, sigma=0.003, why="It was\ntoo low.", risk="none", steps=150,
+        tokens=230400, params=1311000, memory_gb=0.612, seconds=Seconds(startup=1.25, train=22.0, total=28.0), seed=7,
+        ending=Ending.FINISHED, score_level="claimed", log_path="/runs/nov21/trials/0002/train.log", summary=(("depth", "4"),),
+    )  # fmt: skip
+    diff = "--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-LR = 1\n+LR = 2\n"
+    assert (
+        show_text(kept, diff)
+        == f"""trial 2 of nov21: idea 2
+  verdict   keep
+  ending    finished
+  val_bpb   1.500000 bits per byte (claimed)
+  gain      +0.100000 against the champion, 0.006000 was needed; one measurement has a standard deviation of 0.003000
+  seconds   startup 1.2, train 22.0, total 28.0
+  work      150 steps, 230,400 tokens, 1,311,000 parameters
+  memory    0.61 GB at most
+  seed      7
+  agent     tuner, other
+  commit    {2:040x}
+  parent    {"f" * 40}
+  log       /runs/nov21/trials/0002/train.log
+
+Why
+  It was
+  too low.
+
+Risk
+  none
+
+The agent
+  The tuner does not read program.md: it tries numbers.
+
+What train.py said about itself (not checked)
+  depth: 4
+
+Diff
+{diff}"""
+    )
+
+
+def test_show_of_a_refused_proposal_and_of_the_baseline() -> None:
+    refused = show_text(RUN[5], "")
+    assert "verdict   invalid, hunk 1 of 1: its lines are not in the file\n" in refused
+    assert "commit    none: it was refused before it became one\n" in refused
+    assert "Diff" not in refused
+    assert show_text(baseline(0), "").endswith("Diff\n  none: the file is the same\n")
