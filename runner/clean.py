@@ -31,8 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def clean(state: Path) -> str:
-    """Remove this state folder's containers and volumes, and the images that were built for it."""
+def clean(state: Path, *, shared: bool = True) -> str:
+    """Remove this state folder's containers and volumes, and the images that were built for it.
+
+    `shared`: also what this user's other checkouts may use and would make again: bases without an image on
+    them, and the cache of downloads.
+    """
     from runner.cli.parts import owner_labels
     from runner.images import BASE_REPOSITORY, list_images
     from runner.sandbox.build import Builder
@@ -43,10 +47,11 @@ def clean(state: Path) -> str:
         for labels in (owner_labels(state), job_labels(state / "data")):
             containers += engine.remove_containers(labels)
             volumes += engine.remove_volumes(labels)
-        volumes += engine.remove_volume(cache_volume())
         images = sum(engine.remove(record.id) for record in list_images(state) if record.built_here)
-        images += sum(engine.remove(base) for base in engine.tagged(BASE_REPOSITORY))
-        engine.remove_old_halves()
+        if shared:
+            volumes += engine.remove_volume(cache_volume())
+            images += sum(engine.remove(base) for base in engine.tagged(BASE_REPOSITORY))
+            engine.remove_old_halves()
     return f"{containers} containers, {volumes} volumes, {images} images"
 
 

@@ -248,7 +248,7 @@ def test_starting_fast() -> None:
     import subprocess
     import sys
 
-    heavy = "docker git optuna matplotlib numpy libcst yaml structlog".split()
+    heavy = ["docker", "git", "optuna", "matplotlib", "numpy", "libcst", "yaml", "structlog"]
     program = f"import sys, runner.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
 

@@ -15,6 +15,7 @@ from runner.errors import BaselineError, EngineError, StateError
 from runner.loop import Loop, Outcome, Stops
 from runner.measure import CAP_FACTOR, CAP_SLACK_SECONDS, FIRST_CAP_SECONDS, Measurer, Place
 from runner.prepare import load
+from runner.run import Run
 from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
 from runner.trial import Proposal, Record, Refusal, Verdict
@@ -64,16 +65,9 @@ class Bench:
                 base = self.workspace.head()
                 run.write("run", format=1, tag="t", base=base, head=base, seed=3, image="sha256:i", gpu=None)
                 self.workspace.start_branch("t", base)
-            yield Loop(
-                task=self.task,
-                tag="t",
-                ledger=run,
-                workspace=self.workspace,
-                measurer=Measurer(self.sandbox, self.task, self.prepared, place),
-                agent=agent,
-                view=self.view,
-                **({"clock": clock} if clock else {}),
-            )
+            measurer = Measurer(self.sandbox, self.task, self.prepared, place)
+            held = Run(task=self.task, tag="t", ledger=run, workspace=self.workspace)
+            yield Loop(held, measurer, agent, self.view, **({"clock": clock} if clock else {}))
 
     @property
     def records(self) -> list[Record]:

@@ -155,18 +155,11 @@ class _Session:
     def go(self, agent: Agent, stops: Stops) -> Outcome:
         """Run the loop with everything in place."""
         from runner.loop import Loop
+        from runner.run import Run
 
+        run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace)
         with self._measurer() as measurer:
-            loop = Loop(
-                task=self.task,
-                tag=self.folder.name,
-                ledger=self.ledger,
-                workspace=self.workspace,
-                measurer=measurer,
-                agent=agent,
-                view=self.view,
-            )
-            return loop.run(stops)
+            return Loop(run, measurer, agent, self.view).run(stops)
 
     @contextmanager
     def _measurer(self) -> Iterator[Measurer]:
