@@ -32,6 +32,7 @@ from runner.measure import CHECKPOINT, Measurer, Place
 from runner.prepare import Prepared
 from runner.protocols import Agent
 from runner.report.live import LiveView
+from runner.run import Run
 from runner.sandbox.build import Builder
 from runner.sandbox.docker import DockerSandbox
 from runner.sandbox.volumes import PreparedVolume
@@ -237,15 +238,8 @@ def bench(
                     contextlib.redirect_stdout(sys.stderr),
                     contextlib.closing(LiveView(run)) as view,
                 ):
-                    loop = Loop(
-                        task=task,
-                        tag=TAG,
-                        ledger=journal,
-                        workspace=workspace,
-                        measurer=measurer,
-                        agent=agent,
-                        view=view,
-                    )
+                    held = Run(task=task, tag=TAG, ledger=journal, workspace=workspace)
+                    loop = Loop(held, measurer, agent, view)
                     loop.run(Stops())
 
             yield Bench(
