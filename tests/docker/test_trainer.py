@@ -43,7 +43,7 @@ def test_the_trainers_tests_pass_in_the_image(engine: DockerClient, cpu_image: s
         labels={"autoresearch": "1", "autoresearch.role": "test"},
     )
     try:
-        engine.api.put_archive(container.id, "/", bundle("trainer", "tests/trainer", "tests/candidates"))
+        engine.api.put_archive(str(container.id), "/", bundle("trainer", "tests/trainer", "tests/candidates"))
         container.start()
         code = container.wait(timeout=550)["StatusCode"]
         log = container.logs().decode(errors="replace")
