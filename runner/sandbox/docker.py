@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from runner.errors import EngineError
 from runner.sandbox import container
 from runner.sandbox.ending import Exit, Stop, classify
 from runner.sandbox.holder import Holder, holder
+from runner.sandbox.sampler import Sampler
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import (
     create_container,
@@ -36,8 +36,8 @@ log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
 READY_POLL_SECONDS = 0.05
-SAMPLE_SECONDS = 1.0
-PROGRESS_BYTES = 64 << 10
+LATE_SECONDS = 0.5
+"""An exit seen this much after the deadline was after it, whatever the engine took to answer."""
 
 
 class DockerSandbox:
@@ -64,8 +64,9 @@ class DockerSandbox:
                 body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
-                    watch = _Watch(self._client, spec, held, identifier, destination, progress, self._gpu_memory)
-                    result = watch.run()
+                    sampler = Sampler(self._client, spec, held, identifier, destination, self._gpu_memory)
+                    watch = _Watch(self._client, spec, held, identifier, destination, progress)
+                    result = watch.run(sampler)
         except OSError as error:
             full = host_disk_full(error)
             if full is None:
@@ -106,52 +107,64 @@ class _Watch:
         identifier: str,
         destination: Path,
         progress: Callable[[Progress], None],
-        gpu_memory: Callable[[str], int | None] | None,
     ) -> None:
         self._client, self._spec, self._held, self._id = client, spec, held, identifier
-        self._destination, self._progress, self._gpu_memory = destination, progress, gpu_memory
-        self._peak: int | None = None
+        self._destination, self._progress = destination, progress
         self._stopped: Stop | None = None
-        self._started = self._gate = self._sampled = 0.0
+        self._started = self._gate = 0.0
+        self._told = 0
 
-    def run(self) -> Result:
+    def run(self, sampler: Sampler) -> Result:
         """Start the container and see it to its end."""
         try:
             self._client.api.start(self._id)
             self._started = time.monotonic()
-            self._until_ready()
-            if self._gate:
-                self._until_exit()
-            ended = time.monotonic()
+            with sampler:
+                self._until_ready(sampler)
+                ended = self._until_exit(sampler) if self._gate else time.monotonic()
             state = self._state()
             self._held.close_gate()
-            return self._result(state, ended)
+            return self._result(state, ended, sampler.peak_memory)
         finally:
             with suppress(OSError):
                 self._keep_log()
 
-    def _until_ready(self) -> None:
+    def _until_ready(self, sampler: Sampler) -> None:
         cap = self._spec.limits.startup_seconds
         while self._state()["Running"]:
             if self._held.exists("ready"):
-                self._held.open_gate()
+                # The clock starts before the gate is open, never after.
                 self._gate = time.monotonic()
+                self._held.open_gate()
                 return
-            self._sample()
+            self._tell(sampler)
             if time.monotonic() - self._started > cap:
                 self._kill(Stop.STARTUP)
                 return
             time.sleep(READY_POLL_SECONDS)
 
-    def _until_exit(self) -> None:
+    def _until_exit(self, sampler: Sampler) -> float:
+        """The moment of the exit, at most one poll late; one that is too late counts as killed."""
         cap = self._spec.limits.seconds
         while self._state()["Running"]:
             left = self._gate + cap - time.monotonic()
             if left <= 0:
                 self._kill(Stop.BUDGET)
-                return
-            self._sample()
+                break
+            self._tell(sampler)
             time.sleep(min(POLL_SECONDS, left))
+        ended = time.monotonic()
+        if ended - self._gate > cap + LATE_SECONDS:
+            self._stopped = Stop.BUDGET
+        return ended
+
+    def _tell(self, sampler: Sampler) -> None:
+        if sampler.samples == self._told:
+            return
+        self._told = sampler.samples
+        phase = self._spec.phase if self._gate else f"{self._spec.phase} start-up"
+        seconds = time.monotonic() - (self._gate or self._started)
+        self._progress(Progress(phase=phase, step=sampler.said.step, loss=sampler.said.loss, seconds=seconds))
 
     def _kill(self, why: Stop) -> None:
         self._stopped = why
@@ -167,40 +180,7 @@ class _Watch:
     def _state(self) -> dict[str, Any]:
         return dict(self._client.api.inspect_container(self._id)["State"])
 
-    def _sample(self) -> None:
-        now = time.monotonic()
-        if now - self._sampled < SAMPLE_SECONDS:
-            return
-        self._sampled = now
-        self._note_memory()
-        since = self._gate or self._started
-        said = self._said()
-        phase = self._spec.phase if self._gate else f"{self._spec.phase} start-up"
-        self._progress(Progress(phase=phase, step=said[0], loss=said[1], seconds=now - since))
-
-    def _note_memory(self) -> None:
-        if self._spec.gpu is not None:
-            used = self._gpu_memory(self._spec.gpu) if self._gpu_memory else None
-        else:
-            stats = self._client.api.stats(self._id, stream=False, one_shot=True).get("memory_stats", {})
-            # cgroup v1 keeps the peak; v2 gives the moment only.
-            used = stats.get("max_usage", stats.get("usage"))
-        if used is not None:
-            self._peak = max(self._peak or 0, int(used))
-
-    def _said(self) -> tuple[int | None, float | None]:
-        """Step and loss by the trial's own word, for the live line."""
-        path = self._destination / "progress.json"
-        try:
-            if not self._held.fetch("progress.json", path, max_bytes=PROGRESS_BYTES):
-                return None, None
-            value = json.loads(path.read_bytes())
-            step, loss = value.get("step"), value.get("loss")
-        except (RefusedOutputError, ValueError, AttributeError, RecursionError):
-            return None, None
-        return (step if isinstance(step, int) else None), (loss if isinstance(loss, float) else None)
-
-    def _result(self, state: dict[str, Any], ended: float) -> Result:
+    def _result(self, state: dict[str, Any], ended: float, peak_memory: int | None) -> Result:
         limits = self._spec.limits
         if state["Status"] not in ("exited", "dead") or state.get("Error"):
             message = f"container {self._id[:12]} ended as {state['Status']}: {state.get('Error') or 'no reason given'}"
@@ -228,7 +208,7 @@ class _Watch:
             seconds=ended - self._gate if self._gate else 0.0,
             outputs=outputs,
             log_path=self._destination / f"{self._spec.phase}.log",
-            peak_memory_bytes=self._peak,
+            peak_memory_bytes=peak_memory,
         )
 
     def _collect(self) -> tuple[tuple[tuple[str, Path], ...], str]:

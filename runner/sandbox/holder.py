@@ -31,13 +31,17 @@ class Holder:
         self._spec = spec
         self.in_volume = f"{name}-in"
         self.out_volume = f"{name}-out"
-        self._gates = [f"{container.HOLD}/in/gated"] if spec.gated_files else []
         gated = [mount for mount in spec.volumes if mount.gated]
-        self._gates += [f"{container.HOLD}/{index}/gated" for index in range(len(gated))]
+        self._lasting = [f"{container.HOLD}/{index}/gated" for index in range(len(gated))]
+        """Gated folders of prepared volumes, which outlive the trial."""
+        self._own = [f"{container.HOLD}/in/gated"] if spec.gated_files else []
         self._id = ""
 
     def start(self) -> None:
-        """Make the volumes and the holder, and copy the inputs in; the gate is closed."""
+        """Make the volumes and the holder, and copy the inputs in; the gate is closed.
+
+        A prepared volume may still be open if the runner before this one was killed.
+        """
         spec, labels = self._spec, dict(self._spec.labels)
         for name, options in (
             (self.in_volume, container.in_volume_options(spec)),
@@ -57,11 +61,11 @@ class Holder:
 
     def open_gate(self) -> None:
         """Make what the phase works on readable."""
-        self._chmod("0755")
+        self._chmod("0755", [*self._own, *self._lasting])
 
     def close_gate(self) -> None:
         """Make it unreadable (again): prepared volumes outlive the trial."""
-        self._chmod("0700")
+        self._chmod("0700", self._lasting)
 
     def exists(self, name: str) -> bool:
         """True if the trial made something called `name` in /out."""
@@ -99,10 +103,10 @@ class Holder:
             return None
         return dict(stat)
 
-    def _chmod(self, mode: str) -> None:
-        if not self._gates:
+    def _chmod(self, mode: str, folders: list[str]) -> None:
+        if not folders:
             return
-        created = self._client.api.exec_create(self._id, ["chmod", mode, *self._gates])
+        created = self._client.api.exec_create(self._id, ["chmod", mode, *folders])
         output = self._client.api.exec_start(created["Id"])
         if self._client.api.exec_inspect(created["Id"])["ExitCode"] != 0:
             said = output.decode(errors="replace").strip()

@@ -1,0 +1,107 @@
+"""Memory and progress of a running container, asked for beside the clock: the engine may take a second to answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import docker.errors
+import requests.exceptions
+import urllib3.exceptions
+
+from runner.sandbox.holder import Holder
+from runner.sandbox.transfer import RefusedOutputError
+from runner.trial import TrialSpec
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+SAMPLE_SECONDS = 1.0
+PROGRESS_EVERY = 2
+"""Progress is fetched with every so many samples: an archive costs the engine more than a counter does."""
+PROGRESS_BYTES = 64 << 10
+_ENGINE = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the container says about itself; its own word."""
+
+    step: int | None = None
+    loss: float | None = None
+
+
+class Sampler:
+    """A context manager: samples from its entry to its exit, and never fails."""
+
+    def __init__(
+        self,
+        client: DockerClient,
+        spec: TrialSpec,
+        held: Holder,
+        identifier: str,
+        scratch: Path,
+        gpu_memory: Callable[[str], int | None] | None,
+    ) -> None:
+        self._client, self._spec, self._held, self._id = client, spec, held, identifier
+        self._scratch, self._gpu_memory = scratch, gpu_memory
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
+        self.peak_memory: int | None = None
+        """Highest bytes seen."""
+        self.said = Said()
+        self.samples = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _loop(self) -> None:
+        # Gone or silent in between: whoever watches the container finds out for itself.
+        while not self._over.wait(SAMPLE_SECONDS if self.samples else SAMPLE_SECONDS / 4):
+            with suppress(*_ENGINE):
+                self._note_memory()
+            if self.samples % PROGRESS_EVERY == 0:
+                with suppress(*_ENGINE):
+                    self.said = self._ask()
+            self.samples += 1
+
+    def _note_memory(self) -> None:
+        if self._spec.gpu is not None:
+            used = self._gpu_memory(self._spec.gpu) if self._gpu_memory else None
+        else:
+            stats = self._client.api.stats(self._id, stream=False, one_shot=True).get("memory_stats", {})
+            # cgroup v1 keeps the peak; v2 gives the moment only.
+            used = stats.get("max_usage", stats.get("usage"))
+        if used is not None:
+            self.peak_memory = max(self.peak_memory or 0, int(used))
+
+    def _ask(self) -> Said:
+        path = self._scratch / "said.json"
+        try:
+            if not self._held.fetch("progress.json", path, max_bytes=PROGRESS_BYTES):
+                return self.said
+            value = json.loads(path.read_bytes())
+            step, loss = value.get("step"), value.get("loss")
+        except (RefusedOutputError, ValueError, AttributeError, RecursionError):
+            return Said()
+        finally:
+            path.unlink(missing_ok=True)
+        return Said(step=step if type(step) is int else None, loss=loss if type(loss) is float else None)
