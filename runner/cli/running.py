@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -209,10 +209,11 @@ def _session(
 
     workspace = parts.open_workspace(task)
     folder = _which_run(workspace.state, tag, new=new)
-    view = JsonView(folder, only_trials=only_last) if as_json else LiveView(folder)
     workspace.refuse_checked_out(folder.name)
     checkout = load_task(task)
-    with _held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), closing(view):
+    with _held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), ExitStack() as stack:
+        view = JsonView(folder, only_trials=only_last) if as_json else LiveView(folder, run.state.records)
+        stack.callback(view.close)
         run_folder.set(folder)
         header = run.state.header
         assert header is not None

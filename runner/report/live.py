@@ -26,12 +26,13 @@ IDEA_WIDTH = 48
 class LiveView:
     """Implements `runner.protocols.View` for a person."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, records: Sequence[Record] = ()) -> None:
+        """`records` are those that the run has already."""
         self._folder = folder
         self._console = Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._idea = ""
-        self._best: float | None = None
+        self._best = summarise(records).best_score
         self._told = 0.0
 
     def started(self, trial: int, idea: str) -> None:
