@@ -9,8 +9,9 @@
      ├── AgentError        5   proposer or model
      ├── DataError         6   prepared data missing, damaged or not downloadable
      ├── StateError        7   repository or state folder: held, full, moved, checked out
-     ├── BaselineError     8   the baseline gave no score
-     └── Interrupted     130   Ctrl-C (130) or SIGTERM (143)
+     └── BaselineError     8   the baseline gave no score
+    KeyboardInterrupt    130   Ctrl-C
+    Terminated           143   SIGTERM
 
 A trial that fails is a value (`runner.trial.Result`), never one of these.  A message says what is
 wrong, where, and what to do next.  Anything else that escapes is a defect of ours (exit code 70).
@@ -69,9 +70,7 @@ class BaselineError(AutoresearchError):
     exit_code = 8
 
 
-class Interrupted(AutoresearchError):
-    """A signal asked the run to end; what was measured is kept."""
+class Terminated(BaseException):
+    """SIGTERM: like KeyboardInterrupt, nothing but the error boundary may stop it."""
 
-    def __init__(self, message: str, exit_code: int = 130) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
+    exit_code = 143

@@ -34,6 +34,8 @@ class OpenTrial:
     trial: int
     proposed: Event
     commit: str | None = None
+    failures: tuple[str, ...] = ()
+    """What the engine said each time that it failed under this trial."""
 
 
 @dataclass(kw_only=True)
@@ -43,6 +45,8 @@ class State:
     header: Event | None = None
     records: list[Record] = field(default_factory=list)
     open: OpenTrial | None = None
+    data: str | None = None
+    """Digest of the prepared data that every trial of the run uses."""
     unfinished: int | None = None
     """Index into `records` of a judged trial whose effects (branch, note) may not all have happened."""
 
@@ -60,6 +64,10 @@ class State:
                 self.open = OpenTrial(trial=event["trial"], proposed=event)
             case "candidate" if self.open:
                 self.open = dataclasses.replace(self.open, commit=event["commit"])
+            case "failed" if self.open:
+                self.open = dataclasses.replace(self.open, failures=(*self.open.failures, event["reason"]))
+            case "data":
+                self.data = event["digest"]
             case "judged":
                 self.records.append(record_from_json(event["record"]))
                 self.open, self.unfinished = None, len(self.records) - 1
@@ -141,12 +149,28 @@ def writing(folder: Path) -> Iterator[Ledger]:
 
 def is_held(folder: Path) -> bool:
     """True if a runner works on the run in `folder` now."""
-    with (folder / "lock").open("rb") as lock:
+    try:
+        lock = (folder / "lock").open("rb")
+    except FileNotFoundError:
+        return False
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait for whoever else is inside with the same lock file."""
+    with _disk_errors(path):
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _lock(lock: int) -> None:

@@ -9,14 +9,17 @@ from functools import partial
 
 import structlog
 
-from runner.errors import BaselineError
-from runner.ledger import OpenTrial
-from runner.measure import Measurer, caps
+from runner.errors import BaselineError, EngineError
+from runner.ledger import Event, OpenTrial
+from runner.measure import Measurement, Measurer, caps
 from runner.protocols import Agent, View
 from runner.run import Run
 from runner.trial import Ending, Kind, Proposal, Record, Refusal, Verdict
 
 log = structlog.get_logger()
+
+ENGINE_FAILURES = 3
+"""A trial under which the engine failed so often is given up, or no run could ever get past it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +60,11 @@ class Loop:
         Raises `BaselineError` if the unmodified file gives no score, and whatever the parts raise.
         """
         began, judged = self._clock(), 0
-        self._run.stop_file.unlink(missing_ok=True)
         self._run.settle()
-        self._measure_baselines()
+        while self._run.baselines() < self._run.task.judge.baselines:
+            if (reason := self._reached(Stops(hours=stops.hours), 0, self._clock() - began)) is not None:
+                return Outcome(reason=reason, judged=0)
+            self._measure_baseline()
         self._resume_or(lambda: None)  # of an earlier invocation, and none of this one's trials
         for record in self._run.records:
             self._tell_agent(record)
@@ -69,7 +74,6 @@ class Loop:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
             judged += 1
             self._tell_agent(proposed)
-        self._run.stop_file.unlink(missing_ok=True)
         return Outcome(reason=reason, judged=judged)
 
     def _reached(self, stops: Stops, judged: int, seconds: float) -> str | None:
@@ -77,17 +81,19 @@ class Loop:
             return f"{judged} trials done"
         if stops.hours is not None and seconds >= stops.hours * 3600:
             return f"{stops.hours:g} hours are over"
-        return "asked to stop" if self._run.stop_file.exists() else None
+        if self._run.stop_file.exists():
+            self._run.stop_file.unlink()
+            return "asked to stop"
+        return None
 
     def _tell_agent(self, record: Record) -> None:
         if record.agent == self._agent.name:
             self._agent.observe(record)
 
-    def _measure_baselines(self) -> None:
-        while (done := self._run.baselines()) < self._run.task.judge.baselines:
-            record = self._resume_or(partial(self._baseline, done))
-            if record is None or record.verdict is not Verdict.BASELINE:
-                raise BaselineError(self._baseline_advice(self._run.records[-1]))
+    def _measure_baseline(self) -> None:
+        record = self._resume_or(partial(self._baseline, self._run.baselines()))
+        if record is None or record.verdict is not Verdict.BASELINE:
+            raise BaselineError(self._baseline_advice(self._run.records[-1]))
 
     def _baseline(self, number: int) -> Record:
         base = self._run.base()
@@ -130,15 +136,25 @@ class Loop:
             commit = run.make_candidate(event, proposal)
             self._view.started(trial, proposal.idea)
             log.info("trial.started", commit=commit, idea=proposal.idea)
-            measured = self._measurer.measure(
-                trial,
-                run.folder(trial),
-                seed=event["seed"],
-                caps=caps(run.task, run.records),
-                created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
-                progress=lambda progress: self._view.progress(trial, progress),
-            )
+            if len(under_way.failures) >= ENGINE_FAILURES:
+                return self._record(run.given_up(under_way, proposal, commit))
+            try:
+                measured = self._measure(event)
+            except EngineError as error:
+                run.ledger.write("failed", trial=trial, reason=str(error))
+                raise
             return self._record(run.judged(event, proposal, commit, measured))
+
+    def _measure(self, event: Event) -> Measurement:
+        run, trial = self._run, int(event["trial"])
+        return self._measurer.measure(
+            trial,
+            run.folder(trial),
+            seed=event["seed"],
+            caps=caps(run.task, run.records),
+            created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
+            progress=lambda progress: self._view.progress(trial, progress),
+        )
 
     def _record(self, record: Record) -> Record:
         self._run.record(record)

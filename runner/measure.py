@@ -56,7 +56,8 @@ class Caps:
 class Measurement:
     """What is known about a candidate after its containers are gone."""
 
-    ending: Ending
+    ending: Ending | None
+    """None: no container of this trial ever came to an end."""
     reason: str
     val_bpb: float | None = None
     memory_gb: float | None = None
@@ -328,7 +329,7 @@ def _own_words(
     return (
         tuple((name, f"{value:g}") for name, value in summary.items()),
         _curve(told.get("losses")),
-        None if steps is None else int(steps),
+        int(steps) if steps is not None and steps >= 0 else None,
         tokens,
     )
 

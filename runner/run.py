@@ -18,7 +18,7 @@ from runner.ledger import Event, Ledger, OpenTrial, record_to_json
 from runner.measure import CHECKPOINT, Measurement
 from runner.score import SCORE_LEVEL
 from runner.task import Task
-from runner.trial import Proposal, Record, Refusal, Verdict
+from runner.trial import Proposal, Record, Refusal, Seconds, Verdict
 from runner.workspace import CommitText, Workspace
 
 KEPT_CHECKPOINTS = 3
@@ -120,6 +120,15 @@ class Run:
             sigma=found.sigma,
             threshold=found.threshold,
         )
+
+    def given_up(self, under_way: OpenTrial, proposal: Proposal, commit: str) -> Record:
+        """The record of a trial under which the engine failed again and again."""
+        measured = Measurement(
+            ending=None,
+            reason=f"the engine failed {len(under_way.failures)} times under this trial, at last: {under_way.failures[-1]}",
+            seconds=Seconds(),
+        )
+        return self._record(under_way.proposed, proposal, commit, measured)
 
     def refused(self, refusal: Refusal) -> Record:
         """The record of a proposal that costs no container."""

@@ -207,7 +207,7 @@ class Record:
     kind: str = Kind.OTHER
     token: str = ""
     ending: Ending | None = None
-    """None when the proposal was refused before a container was spent on it."""
+    """None when the proposal was refused before a container was spent on it, or the engine failed each time."""
     verdict: Verdict
     reason: str = ""
     val_bpb: float | None = None

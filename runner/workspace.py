@@ -10,10 +10,12 @@ import difflib
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 import git
 import git.exc
@@ -22,7 +24,9 @@ from runner.errors import StateError
 
 STATE_FOLDER = ".autoresearch"
 NOTES_REF = "refs/notes/autoresearch"
+NOTE_ATTEMPTS, NOTE_PAUSE_SECONDS = 6, 0.05
 BRANCH_PREFIX = "refs/heads/autoresearch/"
+CANDIDATE_PREFIX = "refs/autoresearch/"
 IDENTITY = ("autoresearch", "autoresearch@localhost")
 _ABSENT = "0" * 40
 _REGULAR = ("100644", "100755")
@@ -145,6 +149,11 @@ class Workspace:
         """The commit of the run branch, or None."""
         return self._resolve(branch_ref(tag))
 
+    def tags(self) -> set[str]:
+        """Tags that a branch or a candidate's reference of some run has, whether or not its records are here."""
+        names = self._git("for-each-ref", "--format=%(refname)", BRANCH_PREFIX, CANDIDATE_PREFIX).splitlines()
+        return {name.removeprefix(BRANCH_PREFIX).removeprefix(CANDIDATE_PREFIX).split("/")[0] for name in names}
+
     def start_branch(self, tag: str, commit: str) -> None:
         """Create the run branch.  Raises `StateError` if it exists elsewhere."""
         if self.tip(tag) != commit:
@@ -161,14 +170,23 @@ class Workspace:
 
     def remember(self, tag: str, trial: int, commit: str) -> None:
         """Give a candidate its own reference, kept or not, so that no idea is lost."""
-        self._git("update-ref", f"refs/autoresearch/{tag}/{trial}", commit)
+        self._git("update-ref", f"{CANDIDATE_PREFIX}{tag}/{trial}", commit)
 
     def note(self, commit: str, text: str) -> None:
         """Attach the result to a candidate as a git note; replaces an earlier one."""
         with tempfile.NamedTemporaryFile("w", suffix=".note") as file:
             file.write(text)
             file.flush()
-            self._git("notes", f"--ref={NOTES_REF}", "add", "-f", "-F", file.name, commit)
+            for attempt in range(NOTE_ATTEMPTS):
+                try:
+                    self._git("notes", f"--ref={NOTES_REF}", "add", "-f", "-F", file.name, commit)
+                except StateError:
+                    # All runs of a repository share the reference; another one may just be writing it.
+                    if attempt == NOTE_ATTEMPTS - 1:
+                        raise
+                    time.sleep(NOTE_PAUSE_SECONDS * 2**attempt)
+                else:
+                    return
 
     def refuse_checked_out(self, tag: str) -> None:
         """Raise `StateError` if the run branch is checked out: every keep would show there as a staged reversal."""
@@ -200,8 +218,7 @@ class Workspace:
         return [_Entry(mode=facts.split()[0], identifier=facts.split()[2], path=path) for facts, path in entries]
 
     def _blob(self, identifier: str) -> bytes:
-        command = ["git", "cat-file", "blob", identifier]
-        return bytes(self._repo.git.execute(command, stdout_as_string=False, strip_newline_in_stdout=False))
+        return self._bytes("cat-file", "blob", identifier)
 
     def _swap(self, ref: str, new: str, old: str) -> None:
         try:
@@ -221,18 +238,24 @@ class Workspace:
             return None
 
     def _git(self, *arguments: str) -> str:
-        try:
-            return str(self._repo.git.execute(["git", *arguments]))
-        except git.exc.GitCommandError as error:
-            said = str(error.stderr).replace("stderr:", "").strip().strip("'") or f"status {error.status}"
-            message = f"git {arguments[0]} failed in {self.root}: {said}"
-            raise StateError(message) from error
+        return self._bytes(*arguments).decode(errors="surrogateescape").rstrip("\n")
 
     def _piped(self, data: bytes, *arguments: str) -> str:
         with tempfile.TemporaryFile() as file:
             file.write(data)
             file.seek(0)
-            return str(self._repo.git.execute(["git", *arguments], istream=file))
+            return self._bytes(*arguments, stdin=cast("BinaryIO", file)).decode().strip()
+
+    def _bytes(self, *arguments: str, stdin: BinaryIO | None = None) -> bytes:
+        try:
+            command = ["git", *arguments]
+            out = self._repo.git.execute(command, istream=stdin, stdout_as_string=False, strip_newline_in_stdout=False)
+        except git.exc.GitCommandError as error:
+            said = str(error.stderr).replace("stderr:", "").strip().strip("'") or f"status {error.status}"
+            message = f"git {arguments[0]} failed in {self.root}: {said}"
+            raise StateError(message) from error
+        assert isinstance(out, bytes)
+        return out
 
 
 def branch_ref(tag: str) -> str:

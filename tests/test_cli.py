@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from runner import ledger
 from runner.cli import app
 from runner.cli.app import Boundary, run_folder
-from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, UsageError
+from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, Terminated, UsageError
 from runner.resources import resource
 from runner.trial import Ending, Record, Seconds, Verdict
 from runner.workspace import Workspace
@@ -149,6 +149,16 @@ def test_a_run_branch_that_is_checked_out_is_refused(task: Path) -> None:
     assert "is checked out" in call("run", "--task", str(task), "--cpu", "--tag", "t", code=7)
 
 
+def test_a_tag_whose_records_are_gone_is_not_taken_again(task: Path) -> None:
+    """`make clean` leaves run branches: their candidates must not be overwritten."""
+    run_git(task, "branch", "autoresearch/old")
+    run_git(task, "update-ref", "refs/autoresearch/older/3", "HEAD")
+
+    for tag in ("old", "older"):
+        assert "its records are not in" in call("run", "--task", str(task), "--cpu", "--tag", tag, code=7)
+    assert not list(task.glob(".autoresearch/*/journal.jsonl"))
+
+
 def test_init_makes_a_task_that_loads(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     call("init", str(folder), "--preset", "smoke")
@@ -171,6 +181,7 @@ def test_looking_at_a_run(run_of: Path) -> None:
         assert "[bold]1[/bold]" in text or "idea" in text
     assert "there is no finished trial 9; the last is 2" in call("show", "9", *where, code=2)
     assert call("champion", *where) == (run_of / "trainer" / "train.py").read_text()
+    assert json.loads(call("champion", *where, "--json"))["path"] == "trainer/train.py"
     paths = json.loads(call("report", *where, "--json"))
     assert Path(paths["plot"]).read_bytes().startswith(b"\x89PNG")
     assert len(Path(paths["results"]).read_text().splitlines()) == 4
@@ -216,6 +227,9 @@ def test_doctor_names_each_thing_and_ends_with_the_first_failure(task: Path) -> 
         (DataError("x"), 6),
         (StateError("x"), 7),
         (KeyboardInterrupt(), 130),
+        (Terminated(), 143),
+        (OSError(28, "No space left on device", "/x"), 7),
+        (OSError(5, "Input/output error"), 70),
         (ZeroDivisionError("secret words"), 70),
     ],
 )
@@ -237,7 +251,7 @@ def test_every_error_ends_in_its_code_and_one_message(tmp_path: Path, error: Bas
 
     assert result.exit_code == code
     assert len(result.stderr.splitlines()) == 1
-    if code == 70:
+    if isinstance(error, ZeroDivisionError):
         assert "secret words" not in result.output
         (path,) = tmp_path.glob("defect-*.txt")
         assert "ZeroDivisionError: secret words" in path.read_text()

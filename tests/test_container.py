@@ -105,7 +105,7 @@ def test_the_whole_body_of_the_holder(spec: TrialSpec) -> None:
     assert container.holder_body(spec, in_volume="i", out_volume="o") == {
         "Image": "sha256:abc",
         "Entrypoint": [],
-        "Cmd": ["sleep", "963"],
+        "Cmd": ["python3", "-I", "-c", container.HOLDER_PROGRAM, "/hold/out", "963"],
         "User": "10002:10002",
         "Env": [],
         "Labels": {"autoresearch": "1", "autoresearch.role": "holder"},
@@ -148,5 +148,5 @@ def test_volumes_are_capped_by_the_kernel(spec: TrialSpec) -> None:
     assert container.out_volume_options(spec) == {
         "type": "tmpfs",
         "device": "tmpfs",
-        "o": f"size={64 << 20},nr_inodes=100,uid=10001,gid=10001,mode=0700,nosuid,nodev,noexec",
+        "o": f"size={64 << 20},nr_inodes=100,uid=10001,gid=10001,mode=0711,nosuid,nodev,noexec",
     }

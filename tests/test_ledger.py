@@ -106,6 +106,14 @@ def test_a_second_writer_is_refused_and_another_run_is_not(tmp_path: Path) -> No
             pass
 
 
+def test_who_holds_a_run_is_known_without_disturbing(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "t"
+    assert ledger.is_held(folder) is False
+    with ledger.writing(folder):
+        assert ledger.is_held(folder) is True
+    assert ledger.is_held(folder) is False
+
+
 def test_the_state_folder_is_private_and_ignores_itself(tmp_path: Path) -> None:
     write_all(tmp_path / "s" / "t")
 

@@ -189,7 +189,7 @@ def test_limits_belong_to_one_invocation(bench: Bench) -> None:
 
 
 def test_no_new_trial_after_the_hours(bench: Bench) -> None:
-    ticks = iter([0.0, 0.0, 1800.0, 3600.0])
+    ticks = iter([0.0, 0.0, 0.0, 0.0, 1800.0, 3600.0])
     sources = [f"SCORE = {2.5 + number}\n" for number in range(5)]
 
     assert bench.run(ScriptedAgent(list(sources)), Stops(hours=1), clock=lambda: next(ticks)).judged == 2
@@ -278,6 +278,40 @@ def test_a_baseline_out_of_memory_names_the_next_smaller_preset(bench: Bench) ->
 
     with pytest.raises(BaselineError, match="out of memory: try --preset 12gb"):
         bench.run(ScriptedAgent([]))
+
+
+def test_a_trial_under_which_the_engine_always_fails_is_given_up(bench: Bench) -> None:
+    """Or a trial that provokes the failure would stand in the way of the run for ever."""
+    sources = ["SCORE = 1.5\n", "SCORE = 1.4\n"]
+    bench.sandbox.raises = [None] * 4 + [EngineError("it stopped answering")] * 3
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            bench.run(ScriptedAgent(list(sources)))
+    bench.run(ScriptedAgent(list(sources)))
+
+    given_up, other = bench.records[2:]
+    assert (given_up.verdict, given_up.ending, given_up.val_bpb) == (Verdict.CRASH, None, None)
+    assert given_up.reason == "the engine failed 3 times under this trial, at last: it stopped answering"
+    assert other.verdict is Verdict.KEEP
+
+
+def test_an_interruption_is_no_failure_of_the_engine(bench: Bench) -> None:
+    for _ in range(4):
+        bench.sandbox.raises = [KeyboardInterrupt()]
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+
+    assert [record.verdict for record in bench.records] == [Verdict.BASELINE, Verdict.BASELINE, Verdict.KEEP]
+
+
+def test_hours_and_stop_also_end_the_baselines(bench: Bench) -> None:
+    ticks = iter([0.0, 0.0, 7200.0])
+    assert bench.run(ScriptedAgent([]), Stops(hours=1), clock=lambda: next(ticks)).reason == "1 hours are over"
+    assert len(bench.records) == 1
+    (bench.folder / "stop").touch()
+    assert bench.run(ScriptedAgent([])).reason == "asked to stop"
+    assert len(bench.records) == 1
 
 
 def test_a_refused_proposal_costs_no_container(bench: Bench) -> None:

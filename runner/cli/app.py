@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 import tempfile
 import traceback
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +19,11 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
-from runner.errors import EXIT_DEFECT, AutoresearchError, Interrupted
+from runner.errors import EXIT_DEFECT, AutoresearchError, StateError, Terminated
+
+KEPT = "what was measured is kept, the same command goes on"
+EXIT_BROKEN_PIPE = 141
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 run_folder: ContextVar[Path | None] = ContextVar("run_folder", default=None)
 """Set by a command that works on a run: where a traceback belongs."""
@@ -33,15 +40,22 @@ class Boundary(TyperGroup):
         except AutoresearchError as error:
             _end(f"autoresearch: {error}", error.exit_code)
         except KeyboardInterrupt:
-            _end("autoresearch: interrupted; what was measured is kept, the same command goes on", 130)
+            _end(f"autoresearch: interrupted; {KEPT}", 130)
+        except Terminated as error:
+            _end(f"autoresearch: terminated; {KEPT}", error.exit_code)
         except BrokenPipeError:
-            sys.stderr.close()
-            raise SystemExit(0) from None
+            # Whoever read our output has gone; the interpreter must not try to flush it once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(EXIT_BROKEN_PIPE) from None
+        except OSError as error:
+            if error.errno not in DISK:
+                _defect()
+            where = error.filename or "the state folder"
+            _end(f"autoresearch: cannot write {where}: {error.strerror}. {KEPT.capitalize()}", StateError.exit_code)
         except (TyperException, Exit, Abort):
             raise
         except Exception:  # noqa: BLE001 - the boundary
-            path = _keep_traceback()
-            _end(f"autoresearch: a defect of ours; please report it with {path}", EXIT_DEFECT)
+            _defect()
 
 
 app = typer.Typer(
@@ -67,13 +81,16 @@ def _end(message: str, code: int) -> NoReturn:
 def _terminated(_signal: int, _frame: FrameType | None) -> None:
     # A second one ends the process at once; whatever was under way is taken up by the next start.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    message = "terminated; what was measured is kept, the same command goes on"
-    raise Interrupted(message, exit_code=143)
+    raise Terminated
 
 
-def _keep_traceback() -> Path:
-    """Write the traceback into the run's folder if one is known, else into a private temporary one."""
-    folder = run_folder.get() or Path(tempfile.mkdtemp(prefix="autoresearch-"))
-    path = folder / f"defect-{datetime.now(UTC):%Y%m%dT%H%M%S}.txt"
-    path.write_text(traceback.format_exc())
-    return path
+def _defect() -> NoReturn:
+    """End with the traceback in the run's folder if one is known, else in a private temporary one."""
+    name, text = f"defect-{datetime.now(UTC):%Y%m%dT%H%M%S}.txt", traceback.format_exc()
+    for folder in (run_folder.get, lambda: Path(tempfile.mkdtemp(prefix="autoresearch-"))):
+        with suppress(OSError):
+            if (found := folder()) is not None:
+                (found / name).write_text(text)
+                _end(f"autoresearch: a defect of ours; please report it with {found / name}", EXIT_DEFECT)
+    last = text.strip().splitlines()[-1]
+    _end(f"autoresearch: a defect of ours, and no disk to write it to: {last}", EXIT_DEFECT)

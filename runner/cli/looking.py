@@ -88,7 +88,7 @@ def report(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption =
 
 
 @app.command()
-def champion(task: TaskOption = HERE, tag: TagOption = None) -> None:
+def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """Print the champion's file: edit that for `autoresearch trial --candidate`."""
     workspace, folder, state = parts.look(task, tag)
     header = state.header or {}
@@ -97,7 +97,11 @@ def champion(task: TaskOption = HERE, tag: TagOption = None) -> None:
     if tip is None:
         message = f"the branch autoresearch/{folder.name} is gone: `autoresearch run --tag {folder.name}` says what to do"
         raise StateError(message)
-    typer.echo(workspace.read(tip, frozen.editable).decode(errors="replace"), nl=False)
+    source = workspace.read(tip, frozen.editable).decode(errors="replace")
+    if as_json:
+        typer.echo(json.dumps({"tag": folder.name, "commit": tip, "path": frozen.editable, "source": source}))
+    else:
+        typer.echo(source, nl=False)
 
 
 @app.command("export-model")
@@ -133,15 +137,19 @@ def export_model(
 
 
 @app.command()
-def stop(task: TaskOption = HERE, tag: TagOption = None) -> None:
+def stop(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """Ask the runner of a run to end after the current trial."""
     workspace = parts.open_workspace(task)
     folder = parts.run_folder(workspace.state, tag)
-    if not is_held(folder):
+    held = is_held(folder)
+    if held:
+        (folder / "stop").touch()
+    if as_json:
+        typer.echo(json.dumps({"tag": folder.name, "stopping": held}))
+    elif held:
+        typer.echo(f"run {folder.name!r} ends after its current trial")
+    else:
         typer.echo(f"no runner works on {folder.name!r}: there is nothing to stop")
-        return
-    (folder / "stop").touch()
-    typer.echo(f"run {folder.name!r} ends after its current trial")
 
 
 def _record(state: State, trial: int) -> Record:

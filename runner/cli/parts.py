@@ -20,7 +20,7 @@ from runner.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     from runner.prepare import Prepared, PrepareOptions
-    from runner.sandbox.docker import Engine
+    from runner.sandbox.docker import DockerSandbox, Engine
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
 
@@ -65,10 +65,10 @@ def checked_tag(tag: str) -> str:
     return tag
 
 
-def new_tag(state: Path) -> str:
-    """A tag from today's date that no run has."""
+def new_tag(workspace: Workspace) -> str:
+    """A tag from today's date that no run has, nor a branch of one whose records are gone."""
     day = f"{datetime.now(UTC):%b%d}".lower()
-    taken = {path.name for path in runs(state)}
+    taken = {path.name for path in runs(workspace.state)} | workspace.tags()
     return next(tag for tag in (day, *(f"{day}-{number}" for number in range(2, 10_000))) if tag not in taken)
 
 
@@ -186,6 +186,15 @@ def _digest(files: tuple[object, ...]) -> str:
 
     hashes = {file.name: file_sha256(file.path) for file in files if isinstance(file, InputFile)}
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def reap_dead(sandbox: DockerSandbox, state: Path) -> int:
+    """Remove what runs of this state folder left in the engine, but for those that a live runner holds."""
+    removed = 0
+    for folder in runs(state):
+        if not ledger.is_held(folder) and (header := ledger.read(folder).header) is not None:
+            removed += sandbox.reap({"autoresearch.run": header["id"]})
+    return removed
 
 
 def within(task: Task, client: Engine) -> Task:

@@ -18,13 +18,14 @@ import typer
 from runner import ledger
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app, run_folder
-from runner.cli.setting_up import prepared_for
-from runner.errors import UsageError
+from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
+from runner.errors import DataError, StateError, UsageError
 from runner.ledger import Event, Ledger
 
 if TYPE_CHECKING:
     from runner.loop import Outcome, Stops
     from runner.measure import Measurer
+    from runner.prepare import Prepared
     from runner.protocols import Agent, View
     from runner.task import Task
     from runner.trial import Record
@@ -121,8 +122,12 @@ def trial(
 
     text = _read_source(candidate)
     wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source)
-    with _session(task, tag, wanted, new=new, as_json=as_json, only_last=True) as session:
-        session.go(HandAgent(text, message or f"{candidate.name} by hand"), Stops(trials=1))
+    agent = HandAgent(text, message or f"{candidate.name} by hand")
+    with _session(task, tag, wanted, new=new, as_json=as_json, only_token=agent.token) as session:
+        under_way = session.ledger.state.open
+        if under_way is not None and under_way.proposed["token"] == agent.token:
+            agent.skip()
+        session.go(agent, Stops(trials=1))
 
 
 def _read_source(path: Path) -> str:
@@ -176,12 +181,15 @@ class _Session:
         trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}
         sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
         sandbox.reap({"autoresearch.run": header["id"]})
+        parts.reap_dead(sandbox, self.workspace.state)
         prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
         prepared.verify()
+        self._same_data(prepared)
         fixed = parts.prepare_volume(task, prepared, self.folder / "task", labels)
         with parts.data_volume(prepared, labels) as rows:
-            provide(client, header["image"], fixed)
-            provide(client, header["image"], rows)
+            with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
+                provide(client, header["image"], fixed)
+                provide(client, header["image"], rows)
             place = Place(
                 image=header["image"],
                 gpu=header["gpu"],
@@ -190,6 +198,18 @@ class _Session:
                 labels=tuple(trial_labels.items()),
             )
             yield Measurer(sandbox, task, prepared, place)
+
+    def _same_data(self, prepared: Prepared) -> None:
+        """Scores on two splits of the text cannot be compared.  Raises `DataError`."""
+        known = self.ledger.state.data
+        if known is None:
+            self.ledger.write("data", digest=prepared.digest, path=str(prepared.path))
+        elif known != prepared.digest:
+            message = (
+                f"{prepared.path} is not the data this run began with (another split of the text): put that back, "
+                "or start another run with --new"
+            )
+            raise DataError(message)
 
     def summary(self, outcome: Outcome) -> None:
         """How the run stands, for a person."""
@@ -201,18 +221,18 @@ class _Session:
 
 @contextmanager
 def _session(
-    task: Path, tag: str | None, wanted: Wanted, *, new: bool, as_json: bool, only_last: bool = False
+    task: Path, tag: str | None, wanted: Wanted, *, new: bool, as_json: bool, only_token: str | None = None
 ) -> Iterator[_Session]:
     from runner.log import events_to
     from runner.report.live import JsonView, LiveView
     from runner.task import load_task
 
     workspace = parts.open_workspace(task)
-    folder = _which_run(workspace.state, tag, new=new)
+    folder = _which_run(workspace, tag, new=new)
     workspace.refuse_checked_out(folder.name)
     checkout = load_task(task)
     with _held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), ExitStack() as stack:
-        view = JsonView(folder, only_trials=only_last) if as_json else LiveView(folder, run.state.records)
+        view = JsonView(folder, only_token=only_token) if as_json else LiveView(folder, run.state.records)
         stack.callback(view.close)
         run_folder.set(folder)
         header = run.state.header
@@ -233,7 +253,8 @@ def _session(
         )
 
 
-def _which_run(state: Path, tag: str | None, *, new: bool) -> Path:
+def _which_run(workspace: Workspace, tag: str | None, *, new: bool) -> Path:
+    state = workspace.state
     found = parts.runs(state)
     if tag is not None:
         folder = state / parts.checked_tag(tag)
@@ -241,13 +262,19 @@ def _which_run(state: Path, tag: str | None, *, new: bool) -> Path:
             message = f"--new: there is a run {tag!r} already: name another --tag"
             raise UsageError(message)
         return folder
-    return state / parts.new_tag(state) if new or not found else found[-1]
+    return state / parts.new_tag(workspace) if new or not found else found[-1]
 
 
 @contextmanager
 def _held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> Iterator[Ledger]:
     """The run's ledger; a run that does not exist yet is started, and leaves nothing if it cannot be."""
     fresh = not (folder / ledger.JOURNAL).exists()
+    if fresh and folder.name in workspace.tags():
+        message = (
+            f"there are branches or references of a run {folder.name!r}, but its records are not in {folder.parent}: "
+            "name another --tag"
+        )
+        raise StateError(message)
     with ledger.writing(folder) as run:
         if run.state.header is None:
             try:
@@ -257,6 +284,7 @@ def _held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) ->
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
             run.write("run", **header)
+        (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
         header = run.state.header or {}
         if not run.state.records:
             workspace.start_branch(folder.name, header["base"])
@@ -315,7 +343,9 @@ def _gpu_index(text: str | None) -> int:
 
 def _same_wishes(header: Event, wanted: Wanted) -> None:
     """A run goes on as it was started; flags that say otherwise are a mistake."""
-    where = "the GPU" if header["gpu"] else "the CPU"
+    from runner import gpus
+
+    where = f"GPU {header['gpu']}" if header["gpu"] else "the CPU"
     clashes = [
         f"{flag} {asked} (it has {has})"
         for flag, asked, has in (
@@ -326,8 +356,8 @@ def _same_wishes(header: Event, wanted: Wanted) -> None:
     ]
     if wanted.cpu and header["gpu"]:
         clashes.append(f"--cpu (it runs on {where})")
-    if wanted.gpus is not None and not header["gpu"]:
-        clashes.append(f"--gpus (it runs on {where})")
+    if wanted.gpus is not None and not (header["gpu"] and gpus.pick(_gpu_index(wanted.gpus)).uuid == header["gpu"]):
+        clashes.append(f"--gpus {wanted.gpus} (it runs on {where})")
     if wanted.overrides() and wanted.overrides() != header["overrides"]:
         clashes.append("--dataset or --source (it has others)")
     if clashes:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MIRROR = "AUTORESEARCH_MIRROR"
 """Environment variable with the address of a hub that serves the same data sets."""
 
+VOLUMES_LOCK = "volumes.lock"
+"""Held while prepared volumes are filled and checked."""
+
 images_app = typer.Typer(no_args_is_help=True, help="Build and pin what trials run in.")
 app.add_typer(images_app, name="images")
 
@@ -134,14 +137,9 @@ def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
     state = parts.open_workspace(task).state
     client = parts.connect()
     sandbox = DockerSandbox(client)
-    removed = job.reap(client, parts.data_root(state))
-    for folder in parts.runs(state):
-        try:
-            with ledger.writing(folder) as run:
-                header = run.state.header
-                removed += sandbox.reap({"autoresearch.run": header["id"]}) if header else 0
-        except AutoresearchError as error:
-            typer.echo(f"left alone: {error}", err=True)
+    removed = job.reap(client, parts.data_root(state)) + parts.reap_dead(sandbox, state)
+    with ledger.one_at_a_time(state / VOLUMES_LOCK):
+        removed += sandbox.reap({**parts.owner_labels(state), "autoresearch.role": "keeper"})
     typer.echo(json.dumps({"removed": removed}) if as_json else f"{removed} containers and volumes removed")
 
 

@@ -74,9 +74,9 @@ class LiveView:
 class JsonView:
     """Implements `runner.protocols.View` for a machine: one object a judged trial."""
 
-    def __init__(self, folder: Path, *, only_trials: bool = False) -> None:
-        """`only_trials`: leave out baselines, for the command that reports one trial."""
-        self._folder, self._only_trials = folder, only_trials
+    def __init__(self, folder: Path, *, only_token: str | None = None) -> None:
+        """`only_token`: print but the record with this token, for the command that reports one trial."""
+        self._folder, self._only_token = folder, only_token
 
     def started(self, trial: int, idea: str) -> None:
         """See `View`."""
@@ -87,7 +87,7 @@ class JsonView:
     def finished(self, record: Record, records: Sequence[Record]) -> None:
         """See `View`."""
         publish(self._folder, records)
-        if not (self._only_trials and record.verdict is Verdict.BASELINE):
+        if self._only_token is None or record.token == self._only_token:
             sys.stdout.write(json.dumps(record_json(record)) + "\n")
             sys.stdout.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from runner.trial import TrialSpec
@@ -16,6 +17,8 @@ HOLDER_MEMORY = 64 << 20
 TMP_BYTES = 256 << 20
 ORPHAN_GRACE_SECONDS = 60
 """A container whose runner died ends by itself this long after its deadline."""
+
+HOLDER_PROGRAM = Path(__file__).with_name("inside_holder.py").read_text(encoding="utf-8")
 
 Body = dict[str, Any]
 
@@ -62,18 +65,24 @@ def holder_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
         _volume(out_volume, f"{HOLD}/out", read_only=True),
         *(_volume(mount.volume, f"{HOLD}/{index}", read_only=False) for index, mount in enumerate(gated)),
     ]
-    return keeper_body(spec.image, mounts=mounts, seconds=deadline, labels=dict(spec.labels))
+    command = ["python3", "-I", "-c", HOLDER_PROGRAM, f"{HOLD}/out", f"{deadline:.0f}"]
+    return _ours(spec.image, command, mounts, {**dict(spec.labels), "autoresearch.role": "holder"})
 
 
 def keeper_body(image: str, *, mounts: list[Body], seconds: float, labels: dict[str, str]) -> Body:
-    """A container that only sleeps, with `mounts`, under the same confinement."""
+    """A container of ours that only sleeps, with `mounts`: what fills and checks a prepared volume."""
+    command = ["sleep", f"{seconds:.0f}"]
+    return _ours(image, command, mounts, {**labels, "autoresearch.role": "keeper"})
+
+
+def _ours(image: str, command: list[str], mounts: list[Body], labels: dict[str, str]) -> Body:
     return {
         "Image": image,
         "Entrypoint": [],
-        "Cmd": ["sleep", f"{seconds:.0f}"],
+        "Cmd": command,
         "User": HOLDER_USER,
         "Env": [],
-        "Labels": {**labels, "autoresearch.role": "holder"},
+        "Labels": labels,
         "NetworkDisabled": True,
         "HostConfig": {
             **_confinement(memory=HOLDER_MEMORY, pids=32, cpus=1.0),
@@ -90,8 +99,11 @@ def in_volume_options(spec: TrialSpec) -> dict[str, str]:
 
 
 def out_volume_options(spec: TrialSpec) -> dict[str, str]:
-    """Driver options of the tmpfs volume that the trial may write: the kernel caps bytes and inodes."""
-    return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=10001, mode="0700")
+    """Driver options of the tmpfs volume that the trial may write: the kernel caps bytes and inodes.
+
+    The holder, another user, may look up names in it.
+    """
+    return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=10001, mode="0711")
 
 
 def volume_mount(volume: str, target: str, *, read_only: bool) -> Body:

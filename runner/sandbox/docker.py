@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker.errors
 import structlog
 
 from runner.errors import EngineError
@@ -18,6 +19,7 @@ from runner.sandbox.holder import Holder, holder
 from runner.sandbox.sampler import Sampler
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import (
+    ENGINE_TROUBLE,
     create_container,
     engine_errors,
     host_disk_full,
@@ -64,7 +66,7 @@ class DockerSandbox:
                 body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
-                    sampler = Sampler(self._client, spec, held, identifier, destination, self._gpu_memory)
+                    sampler = Sampler(self._client, spec, held, identifier, self._gpu_memory)
                     watch = _Watch(self._client, spec, held, identifier, destination, progress)
                     result = watch.run(sampler)
         except OSError as error:
@@ -89,11 +91,11 @@ class DockerSandbox:
 
     @contextmanager
     def _container(self, body: container.Body, name: str) -> Iterator[str]:
-        identifier = create_container(self._client, body, name)
+        # By name, which is known before the engine answers: a signal may come in between.
         try:
-            yield identifier
+            yield create_container(self._client, body, name)
         finally:
-            remove_container(self._client, identifier)
+            remove_container(self._client, name)
 
 
 class _Watch:
@@ -126,13 +128,12 @@ class _Watch:
             self._held.close_gate()
             return self._result(state, ended, sampler.peak_memory)
         finally:
-            with suppress(OSError):
-                self._keep_log()
+            self._keep_log()
 
     def _until_ready(self, sampler: Sampler) -> None:
         cap = self._spec.limits.startup_seconds
         while self._state()["Running"]:
-            if self._held.exists("ready"):
+            if self._held.heard():
                 # The clock starts before the gate is open, never after.
                 self._gate = time.monotonic()
                 self._held.open_gate()
@@ -169,7 +170,7 @@ class _Watch:
     def _kill(self, why: Stop) -> None:
         self._stopped = why
         give_up = time.monotonic() + self._spec.limits.kill_seconds
-        with suppress(Exception):
+        with suppress(docker.errors.APIError):  # it may have ended by itself
             self._client.api.kill(self._id, "SIGKILL")
         while self._state()["Running"]:
             if time.monotonic() > give_up:
@@ -228,7 +229,7 @@ class _Watch:
     def _keep_log(self) -> None:
         """The whole log, which the engine has capped, into the trial's folder."""
         path = self._destination / f"{self._spec.phase}.log"
-        with suppress(Exception):
+        with suppress(*ENGINE_TROUBLE):
             data = self._client.api.logs(self._id, stdout=True, stderr=True, stream=False)
             path.write_bytes(data[: self._spec.limits.log_bytes])
 

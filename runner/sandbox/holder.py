@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import docker.errors
 
@@ -35,7 +35,7 @@ class Holder:
         self._lasting = [f"{container.HOLD}/{index}/gated" for index in range(len(gated))]
         """Gated folders of prepared volumes, which outlive the trial."""
         self._own = [f"{container.HOLD}/in/gated"] if spec.gated_files else []
-        self._id = ""
+        self._name = f"{name}-holder"
 
     def start(self) -> None:
         """Make the volumes and the holder, and copy the inputs in; the gate is closed.
@@ -51,12 +51,12 @@ class Holder:
                 name=name, driver="local", driver_opts=options, labels={**labels, "autoresearch.role": "trial"}
             )
         body = container.holder_body(spec, in_volume=self.in_volume, out_volume=self.out_volume)
-        self._id = create_container(self._client, body, f"{self.in_volume}-holder")
-        self._client.api.start(self._id)
+        create_container(self._client, body, self._name)
+        self._client.api.start(self._name)
         stream = transfer.pack(
             spec.files, spec.gated_files, uid=container.HOLDER_UID, with_gate=bool(spec.gated_files)
         )
-        self._client.api.put_archive(self._id, f"{container.HOLD}/in", stream)
+        self._client.api.put_archive(self._name, f"{container.HOLD}/in", stream)
         self.close_gate()
 
     def open_gate(self) -> None:
@@ -67,19 +67,30 @@ class Holder:
         """Make it unreadable (again): prepared volumes outlive the trial."""
         self._chmod("0700", self._lasting)
 
-    def exists(self, name: str) -> bool:
-        """True if the trial made something called `name` in /out."""
-        return self._stat(name) is not None
+    def heard(self) -> str:
+        """The last line of the program inside: empty, `ready`, or `said` with what the trial says of itself.
+
+        The only way to look at /out while the trial lives: the engine itself must not touch what it can change.
+        """
+        lines = self._client.api.logs(self._name, stdout=True, stderr=False, tail=1)
+        return str(lines.decode(errors="replace").strip())
 
     def fetch(self, name: str, destination: Path, *, max_bytes: int) -> bool:
         """Copy the regular file /out/`name` to `destination`; False if there is none.
 
-        Raises `RefusedOutputError` if it is anything else, or larger than `max_bytes`.
+        Only after the trial's container has ended: the engine would wait for ever on a pipe that is put in a file's
+        place.  Raises `RefusedOutputError` if it is anything else, or larger than `max_bytes`.
         """
+        path = f"{container.HOLD}/out/{name}"
         try:
-            stream, stat = self._client.api.get_archive(self._id, f"{container.HOLD}/out/{name}", chunk_size=transfer.CHUNK)
+            stream, stat = self._client.api.get_archive(self._name, path, chunk_size=transfer.CHUNK)
         except docker.errors.NotFound:
             return False
+        except docker.errors.APIError as error:
+            if not self._client.api.inspect_container(self._name)["State"]["Running"]:
+                raise
+            message = "cannot be read"  # a link to itself, for example
+            raise RefusedOutputError(message) from error
         if stat["mode"] & _NOT_REGULAR:
             message = "not a regular file"
             raise RefusedOutputError(message)
@@ -91,22 +102,14 @@ class Holder:
 
     def remove(self) -> None:
         """Remove holder and volumes; idempotent, also halfway through `start`."""
-        if self._id:
-            remove_container(self._client, self._id)
+        remove_container(self._client, self._name)
         remove_volume(self._client, self.in_volume)
         remove_volume(self._client, self.out_volume)
-
-    def _stat(self, name: str) -> dict[str, Any] | None:
-        try:
-            _, stat = self._client.api.get_archive(self._id, f"{container.HOLD}/out/{name}")
-        except docker.errors.NotFound:
-            return None
-        return dict(stat)
 
     def _chmod(self, mode: str, folders: list[str]) -> None:
         if not folders:
             return
-        created = self._client.api.exec_create(self._id, ["chmod", mode, *folders])
+        created = self._client.api.exec_create(self._name, ["chmod", mode, *folders])
         output = self._client.api.exec_start(created["Id"])
         if self._client.api.exec_inspect(created["Id"])["ExitCode"] != 0:
             said = output.decode(errors="replace").strip()

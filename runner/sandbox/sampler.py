@@ -7,31 +7,17 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-import docker.errors
-import requests.exceptions
-import urllib3.exceptions
-
 from runner.sandbox.holder import Holder
-from runner.sandbox.transfer import RefusedOutputError
+from runner.sandbox.translate import ENGINE_TROUBLE
 from runner.trial import TrialSpec
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
 SAMPLE_SECONDS = 1.0
-PROGRESS_EVERY = 2
-"""Progress is fetched with every so many samples: an archive costs the engine more than a counter does."""
-PROGRESS_BYTES = 64 << 10
-_ENGINE = (
-    docker.errors.DockerException,
-    requests.exceptions.RequestException,
-    urllib3.exceptions.HTTPError,
-    OSError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +37,10 @@ class Sampler:
         spec: TrialSpec,
         held: Holder,
         identifier: str,
-        scratch: Path,
         gpu_memory: Callable[[str], int | None] | None,
     ) -> None:
         self._client, self._spec, self._held, self._id = client, spec, held, identifier
-        self._scratch, self._gpu_memory = scratch, gpu_memory
+        self._gpu_memory = gpu_memory
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
         self.peak_memory: int | None = None
@@ -76,11 +61,10 @@ class Sampler:
     def _loop(self) -> None:
         # Gone or silent in between: whoever watches the container finds out for itself.
         while not self._over.wait(SAMPLE_SECONDS if self.samples else SAMPLE_SECONDS / 4):
-            with suppress(*_ENGINE):
+            with suppress(*ENGINE_TROUBLE):
                 self._note_memory()
-            if self.samples % PROGRESS_EVERY == 0:
-                with suppress(*_ENGINE):
-                    self.said = self._ask()
+            with suppress(*ENGINE_TROUBLE):
+                self.said = self._ask()
             self.samples += 1
 
     def _note_memory(self) -> None:
@@ -94,14 +78,5 @@ class Sampler:
             self.peak_memory = max(self.peak_memory or 0, int(used))
 
     def _ask(self) -> Said:
-        path = self._scratch / "said.json"
-        try:
-            if not self._held.fetch("progress.json", path, max_bytes=PROGRESS_BYTES):
-                return self.said
-            value = json.loads(path.read_bytes())
-            step, loss = value.get("step"), value.get("loss")
-        except (RefusedOutputError, ValueError, AttributeError, RecursionError):
-            return Said()
-        finally:
-            path.unlink(missing_ok=True)
-        return Said(step=step if type(step) is int else None, loss=loss if type(loss) is float else None)
+        word, _, value = self._held.heard().partition(" ")
+        return Said(**json.loads(value)) if word == "said" else self.said

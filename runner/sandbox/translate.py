@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 REMOVE_ATTEMPTS = 50
 REMOVE_PAUSE_SECONDS = 0.1
 
+ENGINE_TROUBLE = (
+    docker.errors.DockerException,
+    requests.exceptions.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
+"""What a call that is only a courtesy may fail with."""
+
 _CONFLICT = 409
 
 

@@ -36,11 +36,13 @@ class PreparedVolume:
 def provide(client: DockerClient, image: str, wanted: PreparedVolume) -> bool:
     """Make sure the volume exists and holds exactly the wanted bytes; True if it had to be filled.
 
+    One caller at a time: what another one would have under way is taken for a killed runner's and removed.
     Raises `EngineError` if even a freshly filled volume does not match.
     """
     with engine_errors(image):
         if _exists(client, wanted.name) and _matches(client, image, wanted):
             return False
+        remove_container(client, f"{wanted.name}-keeper")
         remove_volume(client, wanted.name)
         client.volumes.create(name=wanted.name, labels=dict(wanted.labels) | {"autoresearch.role": "prepared"})
         _fill(client, image, wanted)
@@ -79,12 +81,14 @@ def _fill(client: DockerClient, image: str, wanted: PreparedVolume) -> None:
 def _keeper(client: DockerClient, image: str, wanted: PreparedVolume) -> Iterator[str]:
     mounts = [container.volume_mount(wanted.name, "/hold", read_only=False)]
     body = container.keeper_body(image, mounts=mounts, seconds=KEEPER_SECONDS, labels=dict(wanted.labels))
-    identifier = create_container(client, body)
+    name = f"{wanted.name}-keeper"
+    remove_container(client, name)  # of a runner that was killed
     try:
+        identifier = create_container(client, body, name)
         client.api.start(identifier)
         yield identifier
     finally:
-        remove_container(client, identifier)
+        remove_container(client, name)
 
 
 def file_sha256(path: Path) -> str:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from runner.errors import EngineError
+from runner.sandbox import container
 from runner.sandbox.docker import DockerSandbox
+from runner.sandbox.translate import create_container
 from runner.sandbox.volumes import PreparedVolume, provide
 from runner.trial import Ending, InputFile, Limits, OutputFile, Progress, Result, TrialSpec, VolumeMount
 from tests.docker.conftest import ours
@@ -260,6 +262,56 @@ def test_progress_is_the_trials_own_word_and_garbage_is_nothing(
     assert {type(progress.step) for progress in seen} <= {int, type(None)}
 
 
+@pytest.mark.parametrize("name", ["ready", "result", "progress.json"])
+def test_a_link_to_itself_stops_nobody(run: Run, name: str) -> None:
+    """The engine answers with a server error when it is asked for such a name."""
+    result = run(f"""
+        os.symlink("{name}", "/out/{name}")
+        if "{name}" != "ready": open("/out/ready", "w").close()
+        while not os.access("/in/gated", os.R_OK): time.sleep(0.002)
+        if "{name}" != "result": open("/out/result", "w").close()
+    """)
+
+    if name == "result":
+        assert (result.ending, result.reason) == (Ending.INVALID_OUTPUT, "result: cannot be read")
+    else:
+        assert result.ending is Ending.FINISHED, said(result)
+
+
+def test_a_pipe_in_the_place_of_a_file_holds_nobody_up(run: Run) -> None:
+    """The engine's own root process would wait for ever in opening it."""
+    began = time.monotonic()
+    result = run("""
+        import threading
+        gate()
+        os.mkfifo("/out/pipe"); open("/out/file", "w").write('{"step": 1, "loss": 1.0}')
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            for name in ("file", "pipe"):
+                os.link("/out/" + name, "/out/new"); os.rename("/out/new", "/out/progress.json")
+        open("/out/result", "w").close()
+    """)
+
+    assert result.ending is Ending.FINISHED, said(result)
+    assert time.monotonic() - began < 20
+
+
+def test_a_lease_on_a_file_does_not_stretch_the_deadline(run: Run) -> None:
+    result = run(
+        """
+        import fcntl, signal
+        signal.signal(signal.SIGIO, signal.SIG_IGN)
+        file = open("/out/progress.json", "w"); file.write('{"step": 1}'); file.flush()
+        fcntl.fcntl(file, 1024, fcntl.F_WRLCK)
+        gate(); time.sleep(60)
+        """,
+        seconds=3,
+    )
+
+    assert result.ending is Ending.TIMED_OUT
+    assert result.seconds < 4
+
+
 def test_nothing_of_one_trial_is_there_for_the_next(run: Run) -> None:
     script = """
         found = [p for d in ("/tmp", "/scratch", "/out", "/dev/shm") for p in os.listdir(d)]
@@ -327,6 +379,17 @@ def test_a_prepared_volume_is_filled_once_checked_and_mended(
             assert result.ending is Ending.FINISHED, said(result)
 
         (tmp_path / "tokens").write_bytes(b"other")
+        assert provide(engine, cpu_image, wanted) is True
+        # A runner that was killed while it filled a volume leaves its keeper, which holds the volume.
+        body = container.keeper_body(
+            cpu_image,
+            mounts=[container.volume_mount(wanted.name, "/hold", read_only=False)],
+            seconds=600,
+            labels=dict(spec.labels),
+        )
+        create_container(engine, body, f"{wanted.name}-keeper")
+        engine.api.start(f"{wanted.name}-keeper")
+        (tmp_path / "tokens").write_bytes(b"a third")
         assert provide(engine, cpu_image, wanted) is True
     finally:
         engine.api.remove_volume(wanted.name)
