@@ -291,6 +291,50 @@ def test_an_interrupted_trial_is_taken_up_again(task: Task) -> None:
     assert after[-1]["ending"] == "timed_out"
 
 
+def test_a_killed_trial_is_taken_up_by_the_same_command_and_told_once(task: Task, engine: DockerClient) -> None:
+    before = task.json("log")
+    child = task.spawn("trial", "--candidate", str(CANDIDATES / "raises.py"))
+    deadline = time.monotonic() + 60
+    while not ours(engine, "autoresearch.tag=t") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.kill()
+    child.communicate()
+    assert ours(engine, "autoresearch.tag=t")
+
+    record = task.trial(CANDIDATES / "raises.py")
+
+    assert record["ending"] == "crashed"
+    assert [row["trial"] for row in task.json("log")] == [*(row["trial"] for row in before), record["trial"]]
+
+
+def test_another_split_of_the_text_is_refused(task: Task, tmp_path: Path) -> None:
+    task.environment["AUTORESEARCH_DATA"], mine = str(tmp_path), task.environment["AUTORESEARCH_DATA"]
+    try:
+        assert "another split of the text" in task.call("run", "--trials", "0", code=6)
+    finally:
+        task.environment["AUTORESEARCH_DATA"] = mine
+
+
+def test_the_tuner_and_a_replay_propose(task: Task, tmp_path: Path) -> None:
+    (tuned,) = task.json("run", "--trials", "1")
+    path = tmp_path / "proposals.jsonl"
+    proposals = [
+        {"idea": "a patch of something else", "patch": "--- a/x\n+++ b/x\n@@ -1,1 +1,1 @@\n-nothing like it\n+other\n"},
+        {"idea": "less momentum", "constants": {"MOMENTUM": 0.9}},
+    ]
+    path.write_text("".join(json.dumps(proposal) + "\n" for proposal in proposals))
+    refused, replayed = task.json("run", "--agent", "replay", "--proposals", str(path))
+
+    assert (tuned["agent"], tuned["ending"]) == ("tuner", "finished")
+    assert "->" in tuned["idea"]
+    assert (refused["agent"], refused["verdict"], refused["ending"], refused["commit"]) == ("replay", "invalid", None, None)
+    assert (replayed["agent"], replayed["ending"], replayed["idea"]) == ("replay", "finished", "less momentum")
+    assert "+MOMENTUM = 0.9 " in task.call("show", str(replayed["trial"]))
+    folder = task.folder / ".autoresearch" / "t"
+    assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
+    assert len((folder / "results.tsv").read_text().splitlines()) == len(task.json("log")) + 1
+
+
 def test_sigterm_ends_with_143(task: Task) -> None:
     child = task.spawn("run", "--trials", "5", "--agent", "replay", "--proposals", str(CANDIDATES))
     time.sleep(4)

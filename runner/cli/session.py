@@ -1,0 +1,153 @@
+"""A run held by this process, with the parts that work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from runner import ledger
+from runner.cli import parts
+from runner.cli.app import run_folder
+from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
+from runner.cli.starting import Wanted, held, refuse_other_wishes, which_run
+from runner.errors import DataError
+from runner.ledger import Event, Ledger
+
+if TYPE_CHECKING:
+    from runner.loop import Outcome, Stops
+    from runner.measure import Measurer
+    from runner.prepare import Prepared
+    from runner.protocols import Agent, View
+    from runner.task import Task
+    from runner.workspace import Workspace
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run held by this process: its ledger, its task, its parts."""
+
+    task: Task
+    folder: Path
+    ledger: Ledger
+    workspace: Workspace
+    checkout: Task
+    view: View
+    as_json: bool
+    sequence_length: int
+
+    def go(self, agent: Agent, stops: Stops) -> Outcome:
+        """Run the loop with everything in place."""
+        from runner.loop import Loop
+        from runner.run import Run
+
+        run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace)
+        with self._measurer() as measurer:
+            return Loop(run, measurer, agent, self.view).run(stops)
+
+    @contextmanager
+    def _measurer(self) -> Iterator[Measurer]:
+        from runner import gpus
+        from runner.measure import Measurer, Place
+        from runner.sandbox.docker import DockerSandbox
+        from runner.sandbox.volumes import provide
+
+        header = self.ledger.state.header
+        assert header is not None
+        client = parts.connect()
+        task = parts.within(self.task, client)
+        labels = parts.owner_labels(self.workspace.state)
+        trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}
+        sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
+        sandbox.reap({"autoresearch.run": header["id"]})
+        parts.reap_dead(sandbox, self.workspace.state)
+        prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
+        prepared.verify()
+        self._same_data(prepared)
+        fixed = parts.prepare_volume(task, prepared, self.folder / "task", labels)
+        with parts.data_volume(prepared, labels) as rows:
+            with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
+                provide(client, header["image"], fixed)
+                provide(client, header["image"], rows)
+            place = Place(
+                image=header["image"],
+                gpu=header["gpu"],
+                prepare_volume=fixed.name,
+                data_volume=rows.name,
+                labels=tuple(trial_labels.items()),
+            )
+            yield Measurer(sandbox, task, prepared, place)
+
+    def _same_data(self, prepared: Prepared) -> None:
+        """Scores on two splits of the text cannot be compared.  Raises `DataError`."""
+        known = self.ledger.state.data
+        if known is None:
+            self.ledger.write("data", digest=prepared.digest, path=str(prepared.path))
+        elif known != prepared.digest:
+            message = (
+                f"{prepared.path} is not the data this run began with (another split of the text): put that back, "
+                "or start another run with --new"
+            )
+            raise DataError(message)
+
+    def summary(self, outcome: Outcome) -> None:
+        """How the run stands, for a person."""
+        from runner.report.live import print_summary
+
+        if not self.as_json:
+            print_summary(self.folder, self.task.editable, self.ledger.state.records, outcome.reason)
+
+
+@contextmanager
+def open_session(
+    task: Path, tag: str | None, wanted: Wanted, *, new: bool, as_json: bool, only_token: str | None = None
+) -> Iterator[Session]:
+    """Hold the run that the flags mean, started if there is none, for as long as the block lasts.
+
+    With `only_token` machine-readable output has that one proposal's record alone.
+    """
+    from runner.log import events_to
+    from runner.report.live import JsonView, LiveView
+    from runner.task import load_task
+
+    workspace = parts.open_workspace(task)
+    folder = which_run(workspace, tag, new=new)
+    workspace.refuse_checked_out(folder.name)
+    checkout = load_task(task)
+    with held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), ExitStack() as stack:
+        view = JsonView(folder, only_token=only_token) if as_json else LiveView(folder, run.state.records)
+        stack.callback(view.close)
+        run_folder.set(folder)
+        header = run.state.header
+        assert header is not None
+        refuse_other_wishes(header, wanted)
+        frozen = parts.load_frozen(folder, checkout.root, header["preset"], header["overrides"])
+        if not as_json:
+            _tell(workspace, header, frozen, folder)
+        yield Session(
+            task=frozen,
+            folder=folder,
+            ledger=run,
+            workspace=workspace,
+            checkout=checkout,
+            view=view,
+            as_json=as_json,
+            sequence_length=frozen.data.sequence_length,
+        )
+
+
+def _tell(workspace: Workspace, header: Event, task: Task, folder: Path) -> None:
+    """What a person should know before the first trial."""
+    from runner.task import warnings_for
+
+    edited = workspace.uncommitted(header["head"], [task.editable, "autoresearch.yaml"])
+    typer.echo(f"run {header['tag']}  preset {header['preset'] or 'none'}  seed {header['seed']}  branch autoresearch/{header['tag']}")
+    typer.echo(f"folder {folder}")
+    for warning in warnings_for(task, cpu=header["gpu"] is None):
+        typer.echo(f"note: {warning}")
+    if edited:
+        typer.echo(f"note: {', '.join(edited)} differ from the commit this run started at and take no part in it")

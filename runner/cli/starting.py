@@ -1,0 +1,155 @@
+"""Which run a command works on: found, or started with everything that stays fixed in it."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runner import ledger
+from runner.cli import parts
+from runner.errors import StateError, UsageError
+from runner.ledger import Event, Ledger
+
+if TYPE_CHECKING:
+    from runner.task import Task
+    from runner.workspace import Workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The flags that a new run is made by; a run under way keeps its own."""
+
+    preset: str | None
+    cpu: bool
+    gpus: str | None
+    seed: int | None
+    dataset: str | None
+    source: Path | None
+
+    def overrides(self) -> dict[str, object]:
+        """What the flags lay over the task's file."""
+        data: dict[str, object] = {}
+        if self.dataset is not None:
+            data["dataset"] = self.dataset
+        if self.source is not None:
+            data |= {"source": str(self.source.resolve()), "dataset": self.dataset or "files"}
+        return {"data": data} if data else {}
+
+
+def which_run(workspace: Workspace, tag: str | None, *, new: bool) -> Path:
+    """The folder of the run that the flags mean; it need not exist yet.  Raises `UsageError`."""
+    state = workspace.state
+    found = parts.runs(state)
+    if tag is not None:
+        folder = state / parts.checked_tag(tag)
+        if new and folder in found:
+            message = f"--new: there is a run {tag!r} already: name another --tag"
+            raise UsageError(message)
+        return folder
+    return state / parts.new_tag(workspace) if new or not found else found[-1]
+
+
+@contextmanager
+def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> Iterator[Ledger]:
+    """The run's ledger; a run that does not exist yet is started, and leaves nothing if it cannot be."""
+    fresh = not (folder / ledger.JOURNAL).exists()
+    if fresh and folder.name in workspace.tags():
+        message = (
+            f"there are branches or references of a run {folder.name!r}, but its records are not in {folder.parent}: "
+            "name another --tag"
+        )
+        raise StateError(message)
+    with ledger.writing(folder) as run:
+        if run.state.header is None:
+            try:
+                header = _start(workspace, checkout, folder, wanted)
+            except BaseException:
+                if fresh:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
+            run.write("run", **header)
+        (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
+        header = run.state.header or {}
+        if not run.state.records:
+            workspace.start_branch(folder.name, header["base"])
+        yield run
+
+
+def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> Event:
+    """Everything about a new run that is fixed when it starts."""
+    from runner import gpus, images
+    from runner.task import apply_preset, choose_preset
+    from runner.workspace import CommitText
+
+    if wanted.cpu and wanted.gpus is not None:
+        message = "--cpu and --gpus exclude each other"
+        raise UsageError(message)
+    gpu = None if wanted.cpu else gpus.pick(_gpu_index(wanted.gpus))
+    head = workspace.head()
+    frozen = parts.freeze(workspace, checkout, head, folder)
+    preset = choose_preset(
+        frozen, cpu=wanted.cpu, gpu_memory_gb=gpu.memory_gb if gpu else None, named=wanted.preset
+    )
+    overrides = wanted.overrides()
+    task = parts.load_frozen(folder, checkout.root, preset, overrides)
+    original = workspace.read(head, task.editable).decode()
+    source = apply_preset(original, task)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    text = CommitText(
+        subject=f"Baseline of run {folder.name}",
+        body=f"{task.editable} with the constants of preset {preset}." if preset else "",
+        trailers=(("Autoresearch-Run", folder.name),),
+        date=created,
+    )
+    return {
+        "format": ledger.FORMAT,
+        "id": uuid.uuid4().hex,
+        "tag": folder.name,
+        "created": created,
+        "head": head,
+        "base": workspace.candidate(head, task.editable, source.encode(), text),
+        "preset": preset,
+        "overrides": overrides,
+        "seed": 1 if wanted.seed is None else wanted.seed,
+        "image": images.image_id("cuda" if gpu else "cpu", workspace.state),
+        "gpu": gpu.uuid if gpu else None,
+    }
+
+
+def _gpu_index(text: str | None) -> int:
+    if text is None:
+        return 0
+    if not text.isdecimal():
+        message = f"--gpus {text}: name one GPU by its index; several at once are not there yet"
+        raise UsageError(message)
+    return int(text)
+
+
+def refuse_other_wishes(header: Event, wanted: Wanted) -> None:
+    """A run goes on as it was started; flags that say otherwise are a mistake.  Raises `UsageError`."""
+    from runner import gpus
+
+    where = f"GPU {header['gpu']}" if header["gpu"] else "the CPU"
+    clashes = [
+        f"{flag} {asked} (it has {has})"
+        for flag, asked, has in (
+            ("--preset", wanted.preset, header["preset"]),
+            ("--seed", wanted.seed, header["seed"]),
+        )
+        if asked is not None and asked != has
+    ]
+    if wanted.cpu and header["gpu"]:
+        clashes.append(f"--cpu (it runs on {where})")
+    if wanted.gpus is not None and not (header["gpu"] and gpus.pick(_gpu_index(wanted.gpus)).uuid == header["gpu"]):
+        clashes.append(f"--gpus {wanted.gpus} (it runs on {where})")
+    if wanted.overrides() and wanted.overrides() != header["overrides"]:
+        clashes.append("--dataset or --source (it has others)")
+    if clashes:
+        message = f"run {header['tag']!r} was started otherwise than {', '.join(clashes)}: leave that out, or use --new"
+        raise UsageError(message)
