@@ -40,7 +40,7 @@ test: images check  ## all checks and all tests that need no GPU and are not slo
 test-docker: images  ## the tests with real containers
 	@$(PYTEST) -m "docker and not gpu"
 
-test-all: images check  ## everything, slow tests and tests that need a GPU included
+test-all: images images-cuda check  ## everything, slow tests and the cuda image included
 	@$(PYTEST)
 
 check: setup  ## linter and type checker

@@ -32,6 +32,8 @@ class Paths:
     brief: str = key("program.md")
     space: str | None = key(None)
     presets: str | None = key(None)
+    preset: str | None = key(None)
+    """No path: the name of the preset that holds unless a flag names another."""
 
 
 @dataclass(frozen=True, kw_only=True)

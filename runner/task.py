@@ -104,13 +104,21 @@ def list_presets(folder: Path) -> tuple[PresetInfo, ...]:
     return tuple(PresetInfo(name=name, **read_preset(root, presets, name).plain) for name in names)
 
 
+def default_preset(folder: Path) -> str | None:
+    """The preset that the task's own file names, if any."""
+    name = read_base(folder.resolve()).plain.get("preset")
+    return None if name is None else str(name)
+
+
 def choose_preset(
     folder: Path, *, cpu: bool, gpu_memory_gb: float | None = None, named: str | None = None
 ) -> str | None:
-    """Which preset a run takes: the one that was named, `smoke` on the CPU, else the largest that fits the card.
+    """Which preset a run takes: the one that was named, by a flag or else by the task's file, then `smoke` on the CPU
+    or the largest that fits the card.
 
     None: the task has no presets, its own values hold.  Raises `UsageError` if no preset fits.
     """
+    named = named or default_preset(folder)
     if named is not None:
         return named
     presets = list_presets(folder)

@@ -17,6 +17,7 @@ from runner.cli import app
 from runner.cli.app import Boundary, run_folder
 from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, Terminated, UsageError
 from runner.resources import resource
+from runner.task import choose_preset
 from runner.trial import Ending, Record, Seconds, Verdict
 from runner.workspace import Workspace
 from tests.conftest import run_git
@@ -165,6 +166,8 @@ def test_init_makes_a_task_that_loads(tmp_path: Path) -> None:
 
     assert run_git(folder, "status", "--porcelain") == ""
     assert "DEPTH = 4 " in (folder / "trainer" / "train.py").read_text()
+    assert choose_preset(folder, cpu=False) == "smoke"
+    assert choose_preset(folder, cpu=True, named="tiny") == "tiny"
     assert "not empty" in call("init", str(folder), code=2)
 
 

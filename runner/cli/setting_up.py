@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -45,7 +46,7 @@ class ImageKind(StrEnum):
 @app.command()
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist or is empty.")],
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Set its constants, budget and data in the new task.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="The preset that holds in the new task.")] = None,
 ) -> None:
     """Make a new task, a git repository of its own, from the shipped trainer."""
     from runner import workspace
@@ -63,10 +64,11 @@ def init(
     if preset is not None:
         path = folder / task.editable
         path.write_text(apply_preset(path.read_text(), task))
+        path = folder / "autoresearch.yaml"
+        path.write_text(re.sub(r"(?m)^# preset: \S+ ", f"preset: {preset} ", path.read_text()))
     (folder / ".gitignore").write_text("__pycache__/\n.autoresearch/\n")
     workspace.create(folder)
-    flag = f" --preset {preset}" if preset else ""
-    typer.echo(f"a new task in {folder}; next: cd {folder} && autoresearch images build cpu && autoresearch run{flag}")
+    typer.echo(f"a new task in {folder}; next, there: autoresearch images build cpu; autoresearch images build prepare; autoresearch run")
 
 
 @images_app.command("build")
@@ -110,12 +112,12 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Text, split, tokenizer and packed rows, made in a container; nothing is done twice."""
-    from runner.task import load_task
+    from runner.task import default_preset, load_task
 
     data: dict[str, object] = {"dataset": dataset} if dataset is not None else {}
     if source is not None:
         data |= {"source": str(source.resolve()), "dataset": dataset or "files"}
-    loaded = load_task(task, preset, {"data": data} if data else None)
+    loaded = load_task(task, preset or default_preset(task), {"data": data} if data else None)
     state = parts.open_workspace(task).state
     ledger.make_state(state)
     prepared = prepared_for(loaded, state, None, quiet=as_json)
