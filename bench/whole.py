@@ -123,7 +123,7 @@ class NotingSandbox:
         began = time.monotonic()
         result = self._inner.run(spec, destination, created=note, progress=progress)
         ended = time.monotonic()
-        steps = self._divide(identifiers[0], result, began, ended)
+        steps = self._divide(identifiers[0], spec.phase, result, began, ended)
         self.contained.append(
             Contained(spec=spec, trial=json.loads(trial), result=result, began=began, ended=ended, steps=steps)
         )
@@ -139,8 +139,15 @@ class NotingSandbox:
         """See `Sandbox.reap`."""
         return self._inner.reap(labels)
 
-    def _divide(self, identifier: str, result: Result, began: float, ended: float) -> dict[str, float]:
-        mine = [call for call in self._calls if call.first == identifier and call.began >= began]
+    def _divide(
+        self, identifier: str, phase: str, result: Result, began: float, ended: float
+    ) -> dict[str, float]:
+        # Started by its id, removed by its name, which ends in the phase.
+        mine = [
+            call
+            for call in self._calls
+            if call.began >= began and (call.first == identifier or str(call.first).endswith(f"-{phase}"))
+        ]
         start = next((call for call in mine if call.name == "api.start"), None)
         remove = next((call for call in mine if call.name == "api.remove_container"), None)
         if start is None or remove is None:
