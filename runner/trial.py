@@ -127,7 +127,7 @@ class TrialSpec:
     """One container, fully resolved.  Nothing in it names a host path that is mounted: inputs are copied in."""
 
     phase: str
-    """`train`, `claim` (later `audit`), or a trusted helper such as `prepare`."""
+    """`train` or `claim`."""
     image: str
     """Engine id (`sha256:...`), never a tag."""
     command: tuple[str, ...]
@@ -143,8 +143,6 @@ class TrialSpec:
     gpu: str | None = None
     """UUID of the one GPU, or None for CPU."""
     labels: tuple[tuple[str, str], ...] = ()
-    network: bool = False
-    """Only the trusted prepare container has one."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -152,7 +152,6 @@ def test_the_train_container_never_gets_validation_rows(bench: Bench) -> None:
         names = {file.name for file in (*spec.files, *spec.gated_files)}
         assert names == ({"train.py", "trial.json"} if spec.phase == "train" else {"train.py", "trial.json", "rows.bin", "checkpoint.safetensors"})
         assert {mount.target for mount in spec.volumes} == ({"/prepare", "/data"} if spec.phase == "train" else {"/prepare"})
-        assert spec.network is False
 
 
 def test_phases_are_capped_by_the_baselines_own_times(bench: Bench) -> None:

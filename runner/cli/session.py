@@ -38,7 +38,6 @@ class Session:
     checkout: Task
     view: View
     as_json: bool
-    sequence_length: int
 
     def go(self, agent: Agent, stops: Stops) -> Outcome:
         """Run the loop with everything in place."""
@@ -136,7 +135,6 @@ def open_session(
             checkout=checkout,
             view=view,
             as_json=as_json,
-            sequence_length=frozen.data.sequence_length,
         )
 
 
