@@ -99,7 +99,6 @@ class Driver:
     """
 
     name = "bench"
-    reads_brief = False
 
     def __init__(self, made: Bench, bare: Bare, pairs: int, say: Say) -> None:
         self._made, self._bare, self._wanted, self._say = made, bare, pairs, say

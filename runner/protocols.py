@@ -40,8 +40,6 @@ class Agent(Protocol):
     """Proposes changes to the editable file."""
 
     name: str
-    reads_brief: bool
-    """False if program.md plays no part in what it proposes (views say so)."""
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
         """The next idea, given the champion's source and all records of the run so far (oldest first).

@@ -133,7 +133,6 @@ class ScriptedAgent:
 
     sources: list[str | Refusal]
     name: str = "scripted"
-    reads_brief: bool = False
     observed: list[Record] = field(default_factory=list)
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:

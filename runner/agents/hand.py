@@ -12,7 +12,6 @@ class HandAgent:
     """Implements `runner.protocols.Agent` for `autoresearch trial`."""
 
     name = "hand"
-    reads_brief = False
 
     def __init__(self, source: str, message: str) -> None:
         """`source` is the whole editable file, `message` the idea in a line, then maybe the rationale."""

@@ -45,7 +45,6 @@ class ReplayAgent:
     """See the module's docstring."""
 
     name = "replay"
-    reads_brief = False
 
     def __init__(self, path: Path) -> None:
         """Read all proposals.  Raises `UsageError` naming file and line."""

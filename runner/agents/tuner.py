@@ -47,7 +47,6 @@ class TunerAgent:
     """See the module's docstring."""
 
     name = "tuner"
-    reads_brief = False
 
     def __init__(
         self, *, space: Mapping[str, Dimension] | None, journal: Path, seed: int, sequence_length: int
