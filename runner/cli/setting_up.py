@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
@@ -118,6 +119,7 @@ def prepare(
     if source is not None:
         data |= {"source": str(source.resolve()), "dataset": dataset or "files"}
     loaded = load_task(task, preset or default_preset(task), {"data": data} if data else None)
+    began = time.monotonic()
     state = parts.open_workspace(task).state
     ledger.make_state(state)
     prepared = prepared_for(loaded, state, None, quiet=as_json)
@@ -125,8 +127,9 @@ def prepare(
         typer.echo(json.dumps({"path": str(prepared.path), **prepared.manifest}))
     else:
         typer.echo(
-            f"{prepared.dataset}: {prepared.train_rows} training and {prepared.val_rows} validation rows of "
-            f"{prepared.sequence_length} tokens, vocabulary {prepared.vocab_size}; {prepared.path}"
+            f"prepare: {prepared.dataset}, {prepared.train_rows} training and {prepared.val_rows} validation rows of "
+            f"{prepared.sequence_length} tokens, vocabulary {prepared.vocab_size}; {prepared.path} "
+            f"({time.monotonic() - began:.1f} s)"
         )
 
 
