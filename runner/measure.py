@@ -325,7 +325,7 @@ def _own_words(
     millions = summary.get("total_tokens_M")
     tokens = told.get("tokens")
     if not _whole(tokens):
-        tokens = None if millions is None else round(millions * 1e6)
+        tokens = round(millions * 1e6) if millions is not None and millions >= 0 else None
     return (
         tuple((name, f"{value:g}") for name, value in summary.items()),
         _curve(told.get("losses")),
@@ -349,7 +349,8 @@ def _numbers(value: dict[str, Any]) -> dict[str, float]:
     return {
         name[:40]: float(number)
         for name, number in pairs
-        if isinstance(number, int | float) and not isinstance(number, bool) and _sane(number)
+        # A name that cannot be printed would end whatever shows it later.
+        if name.isascii() and name.isidentifier() and isinstance(number, int | float) and not isinstance(number, bool) and _sane(number)
     }
 
 

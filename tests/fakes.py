@@ -20,7 +20,7 @@ VOCAB, LENGTH, ROWS = 300, 8, 6
 
 
 def prepared_folder(path: Path) -> Path:
-    """A tiny folder of prepared data: one byte a token, so that val_bpb is nll / ln 2."""
+    """A tiny folder of prepared data: one byte a token, so that val_bpb is nll / ln 2; the first row has none."""
     contents = {
         "prepare/data.json": json.dumps({"vocab_size": VOCAB, "sequence_length": LENGTH}).encode(),
         "prepare/tokenizer.json": b"{}",
@@ -31,7 +31,9 @@ def prepared_folder(path: Path) -> Path:
     for name, data in contents.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(data)
-    np.save(path / "prepare" / "token_bytes.npy", np.ones(VOCAB, np.uint16))
+    lengths = np.ones(VOCAB, np.uint16)
+    lengths[: LENGTH + 2] = 0  # the tokens of the first validation row
+    np.save(path / "prepare" / "token_bytes.npy", lengths)
     names = [*contents, "prepare/token_bytes.npy"]
     files = {
         name: {
@@ -47,7 +49,7 @@ def prepared_folder(path: Path) -> Path:
         "options": {"vocab_size": VOCAB, "sequence_length": LENGTH},
         "files": files,
         "counts": {"documents": {}, "rows": {"train": 4, "val": ROWS, "test": 1}, "tokens": {}},
-        "val_bytes": ROWS * LENGTH,
+        "val_bytes": (ROWS - 1) * LENGTH,
         "created": "2026-11-21T00:00:00+00:00",
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -68,6 +70,8 @@ class FakeSandbox:
     """Raised by the next calls, in turn; None lets one pass."""
     specs: list[TrialSpec] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
+    budgets: list[dict[str, float]] = field(default_factory=list)
+    """What each training was told it may spend."""
 
     def run(
         self,
@@ -86,7 +90,9 @@ class FakeSandbox:
         files = {file.name: file.path for file in (*spec.files, *spec.gated_files)}
         source = files["train.py"].read_text()
         if spec.phase == "train":
-            self.seeds.append(json.loads(files["trial.json"].read_text())["seed"])
+            told = json.loads(files["trial.json"].read_text())
+            self.seeds.append(told["seed"])
+            self.budgets.append(told["budget"])
             return self._train(source, destination)
         return self._claim(source, files["rows.bin"], destination)
 
@@ -99,7 +105,7 @@ class FakeSandbox:
         if "MEMORY" in source:
             return Result(ending=Ending.OUT_OF_MEMORY, reason="the kernel ended a process", seconds=1.0)
         (destination / "checkpoint.safetensors").write_bytes(safetensors(7))
-        (destination / "summary.json").write_text('{"num_steps": 20, "total_tokens_M": 0.5, "odd": "text", "big": 1e400}')
+        (destination / "summary.json").write_text('{"num_steps": 20, "total_tokens_M": 0.5, "odd": "text", "big": 1e400, "\\ud800": 1, "a b": 2}')
         (destination / "progress.json").write_text('{"step": 20, "losses": [[1, 3.5], [2, "x"], [20, 2.5]]}')
         names = ("checkpoint.safetensors", "summary.json", "progress.json")
         return self._finished(tuple((name, destination / name) for name in names), seconds=2.0)
@@ -109,8 +115,8 @@ class FakeSandbox:
         assert found is not None
         handed = np.fromfile(rows, "<u2").reshape(ROWS, LENGTH + 1)
         nll = np.full((ROWS, LENGTH), float(found[1]) * math.log(2), "<f4")
-        # Tied to the row itself, with mean 0: a score is right only if the rows' order is undone.
-        nll += ((handed[:, 1:] % 2).astype("<f4") - 0.5) * 0.01
+        # The row without bytes counts nowhere: the score is right only if the rows' order is undone.
+        nll[handed[:, 0] == 1] += 50
         nll.tofile(destination / "nll.bin")
         return self._finished((("nll.bin", destination / "nll.bin"),), seconds=1.0)
 

@@ -181,7 +181,7 @@ def test_looking_at_a_run(run_of: Path) -> None:
     assert rows[2]["val_bpb"] is None
     for text in (call("status", *where), call("log", *where), call("show", "1", *where)):
         assert "\x1b[31m" not in text
-        assert "[bold]1[/bold]" in text or "idea" in text
+        assert "[bold]1[/bold]" in text
     assert "there is no finished trial 9; the last is 2" in call("show", "9", *where, code=2)
     assert call("champion", *where) == (run_of / "trainer" / "train.py").read_text()
     assert json.loads(call("champion", *where, "--json"))["path"] == "trainer/train.py"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import docker.errors
-import structlog
 
 from runner.errors import EngineError
 from runner.sandbox import container
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
     Engine = DockerClient
     """What `runner.sandbox.connect` gives; others pass it on and look no further."""
-
-log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
 READY_POLL_SECONDS = 0.05
