@@ -17,6 +17,7 @@ from runner.prepare import Prepared
 from runner.protocols import Sandbox
 from runner.task import Task
 from runner.trial import (
+    AuditFacts,
     Ending,
     InputFile,
     Limits,
@@ -59,7 +60,14 @@ class Measurement:
     ending: Ending | None
     """None: no container of this trial ever came to an end."""
     reason: str
+    seed: int | None = None
     val_bpb: float | None = None
+    score_level: str | None = None
+    charge: float | None = None
+    """Bits per byte for computation beyond the baselines'; added before the score is compared."""
+    slack: float | None = None
+    compute_seconds: float | None = None
+    audit: AuditFacts | None = None
     memory_gb: float | None = None
     params: int | None = None
     steps: int | None = None

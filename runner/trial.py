@@ -15,6 +15,10 @@ class Ending(StrEnum):
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
     INVALID_OUTPUT = "invalid_output"
+    NOT_REPRODUCED = "not_reproduced"
+    """The audit did not get what was claimed, and no accusation follows from it: the reason names the cause."""
+    TAMPERED = "tampered"
+    """The model claimed what it does not answer when it is audited, and nothing honest explains it."""
 
 
 class Verdict(StrEnum):
@@ -71,6 +75,26 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuditFacts:
+    """What the audits of one measurement found."""
+
+    rounds: int
+    """How often every row was asked about."""
+    k: int
+    """Tokens that were asked about."""
+    correction: float
+    """What the audit's answers added to the claims, bits per byte."""
+    standard_error: float
+    """Of the score, from the draw of the tokens alone; bits per byte."""
+    detectable_blind: float
+    """Gain that a liar who does not know the reference could hide with 1 % probability, bits per byte."""
+    detectable_informed: float
+    """The same for a liar who knows the reference and the law of the draw."""
+    worst: float
+    """Largest difference between an answer and its claim, nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """The hard limits of one container; all are enforced by the engine or the kernel."""
 
@@ -123,11 +147,21 @@ class OutputFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """One question and its answer: the next question is readable only when the answer to this one is out of reach."""
+
+    question: InputFile
+    """Readable in `/in/gated/<name>` once it is this round's turn."""
+    answer: OutputFile
+    """Written to `/out/<name>`, by rename; of exactly `max_bytes` bytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialSpec:
     """One container, fully resolved.  Nothing in it names a host path that is mounted: inputs are copied in."""
 
     phase: str
-    """`train` or `claim`."""
+    """`train`, `claim` or `audit`."""
     image: str
     """Engine id (`sha256:...`), never a tag."""
     command: tuple[str, ...]
@@ -139,6 +173,8 @@ class TrialSpec:
     volumes: tuple[VolumeMount, ...] = ()
     outputs: tuple[OutputFile, ...] = ()
     """What is read back from `/out`, in this order."""
+    rounds: tuple[Round, ...] = ()
+    """Questions that are asked one after the other, the first with the gate."""
     limits: Limits
     gpu: str | None = None
     """UUID of the one GPU, or None for CPU."""
@@ -172,6 +208,8 @@ class Result:
     outputs: tuple[tuple[str, Path], ...] = ()
     log_path: Path | None = None
     peak_memory_bytes: int | None = None
+    cpu_seconds: float | None = None
+    """Processor seconds of everything in the container, gate to exit, as the kernel counts them; None if unknown."""
 
     def output(self, name: str) -> Path | None:
         """The host path of the output called `name`, or None if it was not given back."""
@@ -210,6 +248,13 @@ class Record:
     reason: str = ""
     val_bpb: float | None = None
     score_level: str | None = None
+    charge: float | None = None
+    """Bits per byte that are added before it is compared, for computation beyond the baselines'."""
+    slack: float | None = None
+    """What computation that is not charged can be worth at most, bits per byte."""
+    compute_seconds: float | None = None
+    """What the charge is made of: processor seconds after the gates, or wall seconds on a GPU."""
+    audit: AuditFacts | None = None
     gain: float | None = None
     """Champion's mean score minus this one; positive is better."""
     sigma: float | None = None
