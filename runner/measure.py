@@ -76,6 +76,8 @@ class Measurement:
     summary: tuple[tuple[str, str], ...] = ()
     losses: tuple[tuple[int, float], ...] = ()
     log_path: Path | None = None
+    guards_broken: str | None = None
+    """Which guard metrics are outside their bounds, in words: such a candidate is never kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
