@@ -7,7 +7,7 @@ fraction.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, field, fields
 from difflib import get_close_matches
 from typing import Any, get_type_hints
@@ -55,6 +55,9 @@ _FOREIGN = frozenset(
 )
 _KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 
+Reader = Callable[[object, str, str], object]
+"""Makes a field's value of (what is written, the file, the key's full name); raises `UsageError` naming both."""
+
 
 def key(
     default: object = MISSING,
@@ -63,9 +66,13 @@ def key(
     above: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    read: Reader | None = None,
 ) -> Any:
-    """A dataclass field with a range; without a default it must be given."""
-    metadata = {"low": low, "above": above, "high": high, "choices": choices}
+    """A dataclass field with a range; without a default it must be given.
+
+    `read` makes the value of what is no number, text or truth value.
+    """
+    metadata = {"low": low, "above": above, "high": high, "choices": choices, "read": read}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
@@ -82,8 +89,12 @@ def check_section(kind: type, raw: object, where: str, prefix: str = "") -> dict
         label = f"{where}: {prefix}{name}"
         if name not in known:
             raise unknown_key(where, prefix, name, known)
-        checked[name] = _check_type(hints[name], value, label)
-        _check_range(checked[name], known[name].metadata, label)
+        read: Reader | None = known[name].metadata.get("read")
+        if read is None:
+            checked[name] = _check_type(hints[name], value, label)
+            _check_range(checked[name], known[name].metadata, label)
+        else:
+            checked[name] = read(value, where, f"{prefix}{name}")
     return checked
 
 

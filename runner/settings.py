@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.fields import key
+from runner.errors import UsageError
+from runner.fields import check_section, key
+from runner.yamlfile import as_mapping, show
 
 DATASETS = ("kjv", "fineweb-edu", "climbmix", "files")
+LEVELS = ("audited", "reported")
+DIRECTIONS = ("minimise", "maximise")
+METRIC = re.compile(r"[A-Za-z][A-Za-z0-9_./-]{0,63}")
+COMMAND_LIMIT = 4096
 _DAY = 86_400.0
 
 
@@ -52,10 +59,83 @@ class TaskLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """How validation rows are handed to the model."""
+class Guard:
+    """A second metric that must stay within bounds, both inclusive; at least one of them is given."""
 
+    name: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bounds:
+    """A guard as it is written under its name."""
+
+    low: float | None = key(None)
+    high: float | None = key(None)
+
+
+def _metric(value: object, where: str, name: str) -> str:
+    if not isinstance(value, str) or not METRIC.fullmatch(value):
+        raise UsageError(
+            f"{where}: {name}: {show(value)} is not a metric's name: a letter, then letters, digits or any of _ . / -, "
+            "at most 64 in all"
+        )
+    return value
+
+
+def _command(value: object, where: str, name: str) -> tuple[str, ...]:
+    words = ["sh", "-c", value] if isinstance(value, str) else value
+    if not isinstance(words, list) or not words:
+        raise UsageError(f"{where}: {name}: must be a line for the shell or a list of words, not {show(value)}")
+    for word in words:
+        if not isinstance(word, str):
+            raise UsageError(f"{where}: {name}: {show(word)} is not text: put it in quotes")
+        if not word.strip() or "\0" in word or len(word) > COMMAND_LIMIT:
+            raise UsageError(f"{where}: {name}: {show(word)} is empty, too long or holds a zero byte")
+    return tuple(words)
+
+
+def _guards(value: object, where: str, name: str) -> tuple[Guard, ...]:
+    guards = []
+    for metric, bounds in as_mapping(value, f"{where}: {name}").items():
+        label = f"{name}.{metric}"
+        checked = check_section(_Bounds, bounds, where, f"{label}.")
+        guard = Guard(name=_metric(metric, where, label), **checked)
+        if guard.low is None and guard.high is None:
+            raise UsageError(f"{where}: {label}: give low, high or both")
+        if guard.low is not None and guard.high is not None and guard.low > guard.high:
+            raise UsageError(f"{where}: {label}: low ({guard.low:g}) is above high ({guard.high:g})")
+        guards.append(guard)
+    return tuple(guards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Where the score comes from, and which way is better."""
+
+    level: str = key("audited", choices=LEVELS)
+    """`audited`: bits per byte, measured from outside; `reported`: a number that the task's own command prints."""
     batch_rows: int = key(16, low=1, high=65_536)
+    """Audited: validation rows that the model is given at once."""
+    command: tuple[str, ...] | None = key(None, read=_command)
+    """Reported: what is run in the container, in the task's folder."""
+    metric: str | None = key(None, read=_metric)
+    """Reported: the name on the line of standard output that holds the score."""
+    direction: str | None = key(None, choices=DIRECTIONS)
+    """Reported: which way is better."""
+    guards: tuple[Guard, ...] = key((), read=_guards)
+    """Reported: other metrics of the same output, and where they must lie for a keep."""
+
+    @property
+    def reported(self) -> bool:
+        """True if the score is the command's own word."""
+        return self.level == "reported"
+
+    @property
+    def maximise(self) -> bool:
+        """True if a higher score is better."""
+        return self.direction == "maximise"
 
 
 @dataclass(frozen=True, kw_only=True)
