@@ -16,7 +16,7 @@ from runner.constants import NAME
 from runner.errors import UsageError
 from runner.fields import check_section, key, require, unknown_key
 from runner.literals import Value
-from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import LEVELS, Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.yamlfile import as_mapping, read_mapping, show
 
 FILE = "autoresearch.yaml"
@@ -28,7 +28,7 @@ class Paths:
     """What only `autoresearch.yaml` can set; relative to it."""
 
     editable: str = key()
-    prepare: str = key()
+    prepare: str | None = key(None)
     brief: str = key("program.md")
     space: str | None = key(None)
     presets: str | None = key(None)
@@ -60,6 +60,25 @@ SECTIONS: dict[str, type] = {
     "score": ScoreOptions,
     "judge": JudgeOptions,
 }
+
+AUDITED, REPORTED = LEVELS
+_REPORTED_KEYS = ("score.command", "score.metric", "score.direction", "score.guards")
+_ONLY_WITH = {
+    AUDITED: (
+        "prepare",
+        "data",
+        *(name for item in fields(ScoreOptions) if (name := f"score.{item.name}") not in ("score.level", *_REPORTED_KEYS)),
+        "limits.checkpoint_mb",
+        "limits.output_mb",
+        "budget.steps",
+    ),
+    REPORTED: _REPORTED_KEYS,
+}
+"""Keys that mean something at one level of the score alone."""
+_NEEDED = ("score.command", "score.metric", "score.direction", "judge.tau")
+"""Where the score is reported: nobody else can know which way is better, nor what is worth keeping in that unit."""
+BASELINES_WITHOUT_PRIOR = 3
+"""Fewer measurements say next to nothing about the noise."""
 
 
 @dataclass(kw_only=True)
@@ -143,17 +162,68 @@ def merge(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
     return merged
 
 
-def check_combinations(merged: Mapping[str, Mapping[str, Any]], where: str) -> None:
-    """Raise `UsageError` for what is missing or impossible now that everything is known."""
+def check_level(layers: Sequence[Layer]) -> str:
+    """The level of the task's score, which its own file alone says.
+
+    Raises `UsageError` naming the layer and the key that belongs to the other level.
+    """
+    base, *above = layers
+    for layer in above:
+        if "level" in layer.sections.get("score", {}):
+            raise UsageError(f"{layer.where}: score.level: only {base.where} can set it")
+    level = str(base.sections.get("score", {}).get("level", AUDITED))
+    other = REPORTED if level == AUDITED else AUDITED
+    for layer in layers:
+        for name in _ONLY_WITH[other]:
+            if _given(name, {**layer.plain, **layer.sections}):
+                raise UsageError(f"{layer.where}: {name}: goes with score.level {other} only, and this task's is {level}")
+    if level == AUDITED and not _given("prepare", base.plain):
+        raise UsageError(f"{base.where}: prepare is missing")
+    return level
+
+
+def _given(name: str, sections: Mapping[str, Any]) -> bool:
+    section, _, inside = name.partition(".")
+    value = sections.get(section)
+    return value is not None and (not inside or value.get(inside) is not None)
+
+
+def check_combinations(merged: Mapping[str, dict[str, Any]], where: str, level: str) -> None:
+    """Raise `UsageError` for what is missing or impossible now that everything is known.
+
+    Where a reported score has no prior of its noise, the weight of the prior in `merged` becomes 0.
+    """
     for name, kind in SECTIONS.items():
-        require(kind, merged[name], where, f"{name}.")
+        if name != "data" or level == AUDITED:
+            require(kind, merged[name], where, f"{name}.")
+    for name in _NEEDED if level == REPORTED else ():
+        if not _given(name, merged):
+            raise UsageError(f"{where}: {name} is missing: a task with score.level {level} needs it")
     if merged["budget"].get("seconds") is None and merged["budget"].get("steps") is None:
-        raise UsageError(f"{where}: budget: give seconds or steps")
-    _check_sizes(TaskLimits(**merged["limits"]), merged["data"], where)
+        steps = " or steps" if level == AUDITED else ""
+        raise UsageError(f"{where}: budget: give seconds{steps}")
+    if level == AUDITED:
+        _check_sizes(TaskLimits(**merged["limits"]), merged["data"], where)
+    else:
+        _own_noise(merged["judge"], where)
     judge = JudgeOptions(**merged["judge"])
     if judge.baselines == 1 and judge.sigma_prior_weight == 0:
         raise UsageError(
             f"{where}: judge: one baseline and sigma_prior_weight 0 leave no estimate of the noise"
+        )
+
+
+def _own_noise(judge: dict[str, Any], where: str) -> None:
+    """The shipped prior is in bits per byte; without one in the metric's own unit the baselines alone count."""
+    if "sigma_prior" in judge:
+        return
+    if judge.get("sigma_prior_weight"):
+        raise UsageError(f"{where}: judge.sigma_prior_weight: goes with judge.sigma_prior, in the unit of the metric")
+    judge["sigma_prior_weight"] = 0
+    baselines = JudgeOptions(**judge).baselines
+    if baselines < BASELINES_WITHOUT_PRIOR:
+        raise UsageError(
+            f"{where}: judge.baselines: without judge.sigma_prior at least {BASELINES_WITHOUT_PRIOR} are needed, not {baselines}"
         )
 
 

@@ -15,11 +15,13 @@ from typing import Any
 from runner.constants import set_constants
 from runner.errors import UsageError
 from runner.layers import (
+    AUDITED,
     FILE,
     FLAGS,
     SECTIONS,
     check_combinations,
     check_layer,
+    check_level,
     merge,
     read_base,
     read_preset,
@@ -49,11 +51,13 @@ class Task:
 
     root: Path
     editable: str
-    prepare: str
+    prepare: str | None
+    """Folder with the fixed side that trials import; None where the score is reported."""
     brief: str
     space: str | None
     presets: str | None
-    data: DataOptions
+    data: DataOptions | None
+    """None where the score is reported."""
     budget: Budget
     limits: TaskLimits
     score: ScoreOptions
@@ -84,12 +88,15 @@ def load_task(folder: Path, preset: str | None = None, overrides: Mapping[str, o
         about = {"preset": preset, **layers[-1].plain}
     if overrides:
         layers.append(check_layer(overrides, FLAGS, None))
+    level = check_level(layers)
     merged = merge(layers)
-    check_combinations(merged, " + ".join(layer.where for layer in layers))
+    check_combinations(merged, " + ".join(layer.where for layer in layers), level)
     sections: dict[str, Any] = {
         name: kind(**merged[name]) for name, kind in SECTIONS.items() if name != "data"
     }
-    data = DataOptions(**{**merged["data"], "source": source_folder(root, layers, merged["data"])})
+    data = None
+    if level == AUDITED:
+        data = DataOptions(**{**merged["data"], "source": source_folder(root, layers, merged["data"])})
     constants = {name: value for layer in layers for name, value in layer.constants.items()}
     return Task(root=root, data=data, constants=constants, **paths, **sections, **about)
 
@@ -149,7 +156,9 @@ def apply_preset(source: str, task: Task) -> str:
 
 
 def warnings_for(task: Task, *, cpu: bool) -> tuple[str, ...]:
-    """What is allowed and probably not wanted, a sentence each."""
+    """What a person should know before the first trial, a sentence each."""
+    if task.score.reported:
+        return (f"{task.score.metric} is the command's own word: no score of this run is verified",)
     if cpu and task.budget.seconds is not None:
         message = (
             "a budget in seconds on the CPU measures what else the machine does: use steps (--preset smoke)"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import UsageError
+from runner.settings import Guard, JudgeOptions
 from runner.task import Task, apply_preset, choose_preset, list_presets, load_task, warnings_for
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,7 @@ def test_without_a_preset_the_file_and_the_defaults_hold(folder: Path) -> None:
         None,
     )
     assert (task.budget.seconds, task.budget.steps, task.budget.startup_seconds) == (300.0, None, 200.0)
+    assert task.data is not None
     assert (task.data.vocab_size, task.data.train_shards, task.limits.pids, task.judge.baselines) == (
         8192,
         10,
@@ -68,6 +70,7 @@ def test_without_a_preset_the_file_and_the_defaults_hold(folder: Path) -> None:
 
 def test_a_preset_wins_key_by_key_and_its_kind_of_budget_replaces_the_other(folder: Path) -> None:
     task = load_task(folder, "smoke")
+    assert task.data is not None
     assert (task.data.dataset, task.data.vocab_size) == ("kjv", 8192)
     assert (task.budget.seconds, task.budget.steps, task.budget.startup_seconds) == (None, 150, 200.0)
     assert (task.preset, task.description, dict(task.constants)) == ("smoke", "small", {"DEPTH": 4})
@@ -95,7 +98,7 @@ def test_a_task_is_frozen(folder: Path) -> None:
         ("limits: {memory_gb: .nan}", "autoresearch.yaml: limits.memory_gb: must be finite, not nan"),
         ("limits: [1]", "autoresearch.yaml: limits: must be a list of `key: value`, not [1]"),
         ("judge: {baselines: 0}", "autoresearch.yaml: judge.baselines: must be at least 1, not 0"),
-        ("score: {rows: 1}", "autoresearch.yaml: score.rows: unknown key (known: batch_rows)"),
+        ("score: {batch_row: 1}", "autoresearch.yaml: score.batch_row: unknown key (did you mean batch_rows?)"),
         ("constants: {depth: 1}", "autoresearch.yaml: constants.depth: a constant's name is in upper case"),
         ("constants: {DEPTH: {}}", "autoresearch.yaml: constants.DEPTH: must be a number, text, true, false or a list of these"),
         ("description: x", "autoresearch.yaml: description: unknown key (known: brief, budget, constants, data, editable, judge, limits, prepare, preset, presets, score, space)"),
@@ -165,6 +168,104 @@ def test_limits_that_exclude_each_other(folder: Path, more: str, message: str) -
     assert refusal(folder) == message
 
 
+REPORTED = """
+editable: solve.py
+score:
+  level: reported
+  command: python3 evaluate.py --all
+  metric: test/accuracy
+  direction: maximise
+  guards: {seconds: {high: 60}, overlap: {low: 0, high: 1e-9}}
+budget: {seconds: 60}
+judge: {tau: 0.01}
+"""
+
+
+@pytest.fixture
+def reported(tmp_path: Path) -> Path:
+    for name, text in (("autoresearch.yaml", REPORTED), ("program.md", "Find it."), ("solve.py", "")):
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_a_reported_task_needs_a_command_and_a_number_and_nothing_else(reported: Path) -> None:
+    task = load_task(reported)
+
+    assert task.score.reported
+    assert task.score.maximise
+    assert task.score.command == ("sh", "-c", "python3 evaluate.py --all")
+    assert task.score.guards == (Guard(name="seconds", high=60.0), Guard(name="overlap", low=0.0, high=1e-9))
+    assert (task.data, task.prepare) == (None, None)
+    # The shipped prior is in bits per byte: the baselines alone say how large this metric's noise is.
+    assert (task.judge.baselines, task.judge.sigma_prior_weight) == (3, 0)
+    assert warnings_for(task, cpu=True) == ("test/accuracy is the command's own word: no score of this run is verified",)
+
+
+def test_a_prior_in_the_metrics_own_unit_counts(reported: Path) -> None:
+    (reported / "autoresearch.yaml").write_text(REPORTED.replace("tau: 0.01", "tau: 0.01, sigma_prior: 0.2, baselines: 1"))
+    task = load_task(reported)
+
+    assert (task.judge.sigma_prior, task.judge.sigma_prior_weight) == (0.2, JudgeOptions().sigma_prior_weight)
+
+
+def test_a_command_may_be_a_list_of_words_without_a_shell(reported: Path) -> None:
+    (reported / "autoresearch.yaml").write_text(REPORTED.replace("python3 evaluate.py --all", "[./run, 'a b', $HOME]"))
+
+    assert load_task(reported).score.command == ("./run", "a b", "$HOME")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("  command: python3 evaluate.py --all\n", "", "autoresearch.yaml: score.command is missing: a task with score.level reported needs it"),
+        ("  metric: test/accuracy\n", "", "autoresearch.yaml: score.metric is missing: a task with score.level reported needs it"),
+        ("  direction: maximise\n", "", "autoresearch.yaml: score.direction is missing: a task with score.level reported needs it"),
+        ("judge: {tau: 0.01}", "", "autoresearch.yaml: judge.tau is missing: a task with score.level reported needs it"),
+        ("{seconds: 60}", "{}", "autoresearch.yaml: budget: give seconds"),
+        ("{seconds: 60}", "{steps: 5}", "autoresearch.yaml: budget.steps: goes with score.level audited only, and this task's is reported"),
+        ("editable", "prepare: solve.py\neditable", "autoresearch.yaml: prepare: goes with score.level audited only, and this task's is reported"),
+        ("editable", "data: {dataset: kjv}\neditable", "autoresearch.yaml: data: goes with score.level audited only, and this task's is reported"),
+        ("editable", "limits: {output_mb: 5}\neditable", "autoresearch.yaml: limits.output_mb: goes with score.level audited only, and this task's is reported"),
+        ("  metric", "  batch_rows: 4\n  metric", "autoresearch.yaml: score.batch_rows: goes with score.level audited only, and this task's is reported"),
+        ("level: reported", "level: audited", "autoresearch.yaml: score.command: goes with score.level reported only, and this task's is audited"),
+        ("level: reported", "level: report", "autoresearch.yaml: score.level: 'report' is not one of them (did you mean reported?)"),
+        ("direction: maximise", "direction: maximize", "autoresearch.yaml: score.direction: 'maximize' is not one of them (did you mean maximise?)"),
+        ("python3 evaluate.py --all", "[python3, 3]", "autoresearch.yaml: score.command: 3 is not text: put it in quotes"),
+        ("python3 evaluate.py --all", "[]", "autoresearch.yaml: score.command: must be a line for the shell or a list of words, not []"),
+        ("python3 evaluate.py --all", "' '", "autoresearch.yaml: score.command: ' ' is empty, too long or holds a zero byte"),
+        ("metric: test/accuracy", "metric: 'a b'", "autoresearch.yaml: score.metric: 'a b' is not a metric's name: a letter, then letters, digits or any of _ . / -, at most 64 in all"),
+        ("metric: test/accuracy", "metric: 3", "autoresearch.yaml: score.metric: 3 is not a metric's name: a letter, then letters, digits or any of _ . / -, at most 64 in all"),
+        ("{high: 60}", "{}", "autoresearch.yaml: score.guards.seconds: give low, high or both"),
+        ("{high: 60}", "60", "autoresearch.yaml: score.guards.seconds: must be a list of `key: value`, not 60"),
+        ("{high: 60}", "{max: 60}", "autoresearch.yaml: score.guards.seconds.max: unknown key (known: high, low)"),
+        ("{high: 60}", "{low: 61, high: 60}", "autoresearch.yaml: score.guards.seconds: low (61) is above high (60)"),
+        ("{high: 60}", "{high: .inf}", "autoresearch.yaml: score.guards.seconds.high: must be finite, not inf"),
+        ("tau: 0.01", "tau: 0.01, baselines: 2", "autoresearch.yaml: judge.baselines: without judge.sigma_prior at least 3 are needed, not 2"),
+        ("tau: 0.01", "tau: 0.01, sigma_prior_weight: 2", "autoresearch.yaml: judge.sigma_prior_weight: goes with judge.sigma_prior, in the unit of the metric"),
+    ],
+)  # fmt: skip
+def test_what_a_reported_task_cannot_say(reported: Path, old: str, new: str, message: str) -> None:
+    assert old in REPORTED
+    (reported / "autoresearch.yaml").write_text(REPORTED.replace(old, new))
+    assert refusal(reported) == message
+
+
+def test_flags_for_data_do_not_go_with_a_reported_task(reported: Path) -> None:
+    assert refusal(reported, None, {"data": {"dataset": "kjv"}}) == (
+        "flags: data: goes with score.level audited only, and this task's is reported"
+    )
+
+
+def test_a_preset_does_not_change_the_level(folder: Path) -> None:
+    (folder / "trainer/presets/smoke.yaml").write_text("score: {level: reported}")
+    assert refusal(folder, "smoke") == "trainer/presets/smoke.yaml: score.level: only autoresearch.yaml can set it"
+
+
+def test_an_audited_task_needs_its_prepare_side(folder: Path) -> None:
+    (folder / "autoresearch.yaml").write_text(BASE.replace("prepare: trainer\n", ""))
+    assert refusal(folder) == "autoresearch.yaml: prepare is missing"
+
+
 def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     outside = tmp_path_factory.mktemp("outside") / "train.py"
     outside.write_text("")
@@ -175,7 +276,9 @@ def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pyt
 
 def test_only_a_flag_may_name_text_outside_the_task(folder: Path, tmp_path: Path) -> None:
     data = {"dataset": "files", "source": str(tmp_path.parent)}
-    assert load_task(folder, None, {"data": data}).data.source == tmp_path.parent.resolve()
+    loaded = load_task(folder, None, {"data": data}).data
+    assert loaded is not None
+    assert loaded.source == tmp_path.parent.resolve()
     (folder / "autoresearch.yaml").write_text(
         BASE.replace("fineweb-edu", "files").replace("val_rows: 100", "source: /home")
     )
