@@ -98,6 +98,11 @@ def check_section(kind: type, raw: object, where: str, prefix: str = "") -> dict
     return checked
 
 
+def names(kind: type, prefix: str) -> tuple[str, ...]:
+    """Every key of the dataclass `kind`, with `prefix` before it."""
+    return tuple(f"{prefix}{item.name}" for item in fields(kind))
+
+
 def require(kind: type, given: Mapping[str, object], where: str, prefix: str) -> None:
     """Raise `UsageError` for the first key without a default that is not in `given`."""
     for item in fields(kind):

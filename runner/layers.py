@@ -14,7 +14,7 @@ from typing import Any
 
 from runner.constants import NAME
 from runner.errors import UsageError
-from runner.fields import check_section, key, require, unknown_key
+from runner.fields import check_section, key, names, require, unknown_key
 from runner.literals import Value
 from runner.settings import LEVELS, Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.yamlfile import as_mapping, read_mapping, show
@@ -63,14 +63,18 @@ SECTIONS: dict[str, type] = {
 
 AUDITED, REPORTED = LEVELS
 _REPORTED_KEYS = ("score.command", "score.metric", "score.direction", "score.guards")
+_SHARED_KEYS = ("score.level", "budget.seconds", "budget.startup_seconds")
 _ONLY_WITH = {
     AUDITED: (
         "prepare",
         "data",
-        *(name for item in fields(ScoreOptions) if (name := f"score.{item.name}") not in ("score.level", *_REPORTED_KEYS)),
+        *(
+            name
+            for name in (*names(ScoreOptions, "score."), *names(Budget, "budget."))
+            if name not in (*_SHARED_KEYS, *_REPORTED_KEYS)
+        ),
         "limits.checkpoint_mb",
         "limits.output_mb",
-        "budget.steps",
     ),
     REPORTED: _REPORTED_KEYS,
 }

@@ -223,6 +223,7 @@ def test_a_command_may_be_a_list_of_words_without_a_shell(reported: Path) -> Non
         ("judge: {tau: 0.01}", "", "autoresearch.yaml: judge.tau is missing: a task with score.level reported needs it"),
         ("{seconds: 60}", "{}", "autoresearch.yaml: budget: give seconds"),
         ("{seconds: 60}", "{steps: 5}", "autoresearch.yaml: budget.steps: goes with score.level audited only, and this task's is reported"),
+        ("{seconds: 60}", "{seconds: 60, tolerance: 0.1}", "autoresearch.yaml: budget.tolerance: goes with score.level audited only, and this task's is reported"),
         ("editable", "prepare: solve.py\neditable", "autoresearch.yaml: prepare: goes with score.level audited only, and this task's is reported"),
         ("editable", "data: {dataset: kjv}\neditable", "autoresearch.yaml: data: goes with score.level audited only, and this task's is reported"),
         ("editable", "limits: {output_mb: 5}\neditable", "autoresearch.yaml: limits.output_mb: goes with score.level audited only, and this task's is reported"),
