@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runner.sandbox import container
+from runner.sandbox import container, seccomp
 from runner.trial import InputFile, Limits, OutputFile, TrialSpec, VolumeMount
 
 LIMITS = Limits(
@@ -55,7 +55,7 @@ CONFINED = {
     "NetworkMode": "none",
     "ReadonlyRootfs": True,
     "CapDrop": ["ALL"],
-    "SecurityOpt": ["no-new-privileges"],
+    "SecurityOpt": ["no-new-privileges", seccomp.SECURITY_OPTION],
     "IpcMode": "private",
     "Init": True,
     "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from runner.sandbox import seccomp
 from runner.trial import TrialSpec
 
 TRIAL_USER = "10001:10001"
@@ -116,7 +117,7 @@ def _confinement(*, memory: int, pids: int, cpus: float) -> Body:
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", seccomp.SECURITY_OPTION],
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": pids,
