@@ -1,56 +1,37 @@
-"""One trial: train in a container, claim in a second one that alone sees the validation text, then the score."""
+"""One measurement: train, claim, audit, each in a container of its own; then the score.
+
+Training sees no validation text.  The claim's container sees all of it, and what it says is checked by the audit's, which
+sees each row up to a cut.  docs/score.md has the reasons.
+"""
 
 from __future__ import annotations
 
-import json
-import math
 import secrets
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from runner import score
+import numpy as np
+import numpy.typing as npt
+
+from runner import audit, evidence, score
+from runner.audit import Draw
+from runner.compute import Caps, caps, charge, computed, slack
 from runner.errors import DataError
+from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place, question
 from runner.prepare import Prepared
 from runner.protocols import Sandbox
 from runner.task import Task
-from runner.trial import (
-    AuditFacts,
-    Ending,
-    InputFile,
-    Limits,
-    OutputFile,
-    Progress,
-    Record,
-    Result,
-    Seconds,
-    TrialSpec,
-    Verdict,
-    VolumeMount,
-)
+from runner.told import told_by
+from runner.trial import AuditFacts, Ending, Progress, Result, Seconds, TrialSpec
 
-CHECKPOINT = "checkpoint.safetensors"
-OVERRUN = 1.01
-"""A timed trial may exit this much later than its budget; later is `timed_out`."""
-RESERVE_SECONDS = 3.0
-"""Of a timed budget, for saving: train.py is told to stop this much earlier."""
-FIRST_CAP_SECONDS = 1800.0
-"""Cap of a phase that has no budget in seconds and no baseline yet to derive one from."""
-CAP_FACTOR, CAP_SLACK_SECONDS = 4.0, 10.0
-"""A phase may take this many times the baseline's median, and a little more: neighbours take CPU time."""
-SUMMARY_BYTES = 64 << 10
-SUMMARY_KEYS = 32
-CURVE_POINTS = 200
+__all__ = ["CHECKPOINT", "Caps", "Measurement", "Measurer", "Place", "caps"]
 
+SECOND_LOOK_ROUNDS = 2
+"""Rounds of the audit that decides after a first one that an honest model may have failed by its arithmetic."""
 
-@dataclass(frozen=True, kw_only=True)
-class Caps:
-    """Wall seconds that a phase may take after its gate."""
-
-    train: float
-    claim: float
+Claim = npt.NDArray[np.float32]
+Answers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +62,22 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where trials of a run happen; fixed when the run starts."""
+class _Asked:
+    """One audit's container and what came of it."""
 
-    image: str
-    """Engine id of the image."""
-    gpu: str | None
-    prepare_volume: str
-    data_volume: str
-    labels: tuple[tuple[str, str], ...]
+    result: Result
+    draw: Draw
+    answers: Answers | None
+    """Float64 [rounds, R], nats; None: there are none, the result says why."""
 
 
 class Measurer:
-    """Runs trials of one task on one place."""
+    """Measures candidates of one task on one place."""
 
     def __init__(self, sandbox: Sandbox, task: Task, prepared: Prepared, place: Place) -> None:
         self._sandbox, self._task, self._prepared, self._place = sandbox, task, prepared, place
+        self._phases = Phases(task, prepared, place)
+        self._tolerance = audit.TOLERANCES["cuda" if place.gpu else "cpu"]
 
     def measure(
         self,
@@ -105,282 +86,332 @@ class Measurer:
         *,
         seed: int,
         caps: Caps,
+        references: Sequence[Path] = (),
         created: Callable[[str, str], None],
         progress: Callable[[Progress], None],
     ) -> Measurement:
-        """Run the trial whose candidate lies in `folder`/train.py; its checkpoint stays in `folder`.
+        """Measure the candidate in `folder`/train.py; its checkpoint, claim and audits stay in `folder`.
 
-        `created` is told phase and container id before each container starts.  Raises what `Sandbox.run`
-        raises.
+        `references` are the folders of the baselines' measurements but for this one: the mean of their claims steers
+        where the audit looks.  `created` is told phase and container id before each container starts.  Raises what
+        `Sandbox.run` raises, `DataError` if the prepared data are not sound, and `StateError`.
         """
-        spec = self._train_spec(trial, folder, seed, caps)
-        train = self._sandbox.run(
-            spec, folder, created=lambda name: created("train", name), progress=progress
-        )
-        measured = self._after_train(train)
+        for old in folder.glob("audit-*.npz"):  # of a measurement that was under way when the runner died
+            old.unlink()
+        work = _Work(self._sandbox, trial, folder, seed, caps, created, progress)
+        train = work.run("train", self._phases.train(trial, folder, seed=seed, cap=caps.of("train")))
+        measured = replace(_after_train(train), seed=seed, slack=slack(self._task.budget))
         if measured.ending is not Ending.FINISHED:
             return measured
-        order = self._hand_out_rows(folder)
-        spec = self._claim_spec(trial, folder, seed, caps)
-        claim = self._sandbox.run(
-            spec, folder, created=lambda name: created("claim", name), progress=progress
-        )
-        (folder / "rows.bin").unlink()
-        return self._after_claim(measured, claim, order)
+        claimed, claim = self._claim(work, caps.of("claim", work.cpu_seconds))
+        measured = replace(_with(measured, claimed), seconds=replace(measured.seconds, claim=claimed.seconds))
+        if isinstance(claim, str):
+            return replace(measured, ending=_failed(claimed), reason=f"claim: {claim}", log_path=claimed.log_path)
+        evidence.save_claim(folder, claim)
+        return self._audited(work, measured, references)
 
-    def _train_spec(self, trial: int, folder: Path, seed: int, caps: Caps) -> TrialSpec:
-        budget = self._task.budget
-        told: dict[str, Any] = (
-            {"steps": budget.steps}
-            if budget.steps is not None
-            else {"seconds": budget.seconds, "reserve_seconds": RESERVE_SECONDS}
-        )
-        self._write_trial(folder, phase="train", seed=seed, budget=told, gate="/data/gated")
-        place = self._place
-        limits = self._task.limits
-        return self._spec(
-            trial,
-            "train",
-            ("python3", "/in/train.py"),
-            files=self._inputs(folder),
-            volumes=(self._prepare_mount(), VolumeMount(volume=place.data_volume, target="/data", gated=True)),
-            outputs=(
-                OutputFile(name=CHECKPOINT, max_bytes=limits.checkpoint_mb << 20),
-                OutputFile(name="summary.json", max_bytes=SUMMARY_BYTES, required=False),
-                OutputFile(name="progress.json", max_bytes=SUMMARY_BYTES, required=False),
-            ),
-            seconds=caps.train,
-        )
-
-    def _claim_spec(self, trial: int, folder: Path, seed: int, caps: Caps) -> TrialSpec:
-        data = self._prepared
-        self._write_trial(
-            folder,
-            phase="claim",
-            seed=seed,
-            gate="/in/gated",
-            rows=data.val_rows,
-            batch_rows=self._task.score.batch_rows,
-        )
-        size = data.val_rows * data.sequence_length * 4
-        gated = tuple(InputFile(name=name, path=folder / name) for name in (CHECKPOINT, "rows.bin"))
-        return self._spec(
-            trial,
-            "claim",
-            ("python3", "/prepare/claim.py"),
-            files=self._inputs(folder),
-            gated_files=gated,
-            volumes=(self._prepare_mount(),),
-            outputs=(OutputFile(name="nll.bin", max_bytes=size),),
-            seconds=caps.claim,
-        )
-
-    def _spec(
+    def confirm(
         self,
         trial: int,
-        phase: str,
-        command: tuple[str, ...],
+        folder: Path,
+        measured: Measurement,
         *,
-        files: tuple[InputFile, ...],
-        volumes: tuple[VolumeMount, ...],
-        outputs: tuple[OutputFile, ...],
-        seconds: float,
-        gated_files: tuple[InputFile, ...] = (),
-    ) -> TrialSpec:
-        return TrialSpec(
-            phase=phase,
-            image=self._place.image,
-            command=command,
-            environment=_environment(self._task.limits.cpus, self._place.gpu),
-            files=files,
-            gated_files=gated_files,
-            volumes=volumes,
-            outputs=outputs,
-            limits=self._limits(seconds),
-            gpu=self._place.gpu,
-            labels=(*self._place.labels, ("autoresearch.trial", str(trial))),
-        )
+        caps: Caps,
+        references: Sequence[Path],
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> Measurement:
+        """Audit once more what `measure` left in `folder`, with a fresh draw; the score pools all audits.
 
-    def _limits(self, seconds: float) -> Limits:
-        limits = self._task.limits
-        return Limits(
-            memory_bytes=int(limits.memory_gb * (1 << 30)),
-            cpus=limits.cpus,
-            pids=limits.pids,
-            output_bytes=limits.output_mb << 20,
-            scratch_bytes=limits.scratch_mb << 20,
-            log_bytes=limits.log_mb << 20,
-            startup_seconds=self._task.budget.startup_seconds,
-            seconds=seconds,
-        )
+        An ending other than `finished` means that the score does not hold.  Raises what `measure` raises.
+        """
+        assert measured.seed is not None
+        work = _Work(self._sandbox, trial, folder, measured.seed, caps, created, progress)
+        claim = evidence.load_claim(folder)
+        assert claim is not None
+        reference = evidence.reference(list(references))
+        number = len(evidence.audits(folder)[0]) + 1
+        rounds = self._task.score.confirm_rounds
+        asked = self._ask(work, claim, reference, number=number, rounds=rounds)
+        measured = _with_audit(measured, asked.result)
+        return self._concluded(work, measured, claim, reference, asked, number)
 
-    def _inputs(self, folder: Path) -> tuple[InputFile, ...]:
-        return tuple(InputFile(name=name, path=folder / name) for name in ("train.py", "trial.json"))
+    # -- claim -------------------------------------------------------------------------------------
 
-    def _prepare_mount(self) -> VolumeMount:
-        return VolumeMount(volume=self._place.prepare_volume, target="/prepare")
-
-    def _write_trial(self, folder: Path, **values: Any) -> None:
-        common = {
-            "device": "cuda" if self._place.gpu else "cpu",
-            "threads": max(1, math.floor(self._task.limits.cpus)),
-            "out": "/out",
-            "prepare": "/prepare",
-        }
-        (folder / "trial.json").write_text(json.dumps({**common, **values}))
-
-    def _hand_out_rows(self, folder: Path) -> score.Order:
-        """Write the validation rows in an order of this container's own."""
+    def _claim(self, work: _Work, cap: Cap) -> tuple[Result, Claim | str]:
+        """What the claim's container gave: float32 [R, T] in the data's own order, or why there is none."""
         order = score.shuffled(self._prepared.val_rows, secrets.randbits(128))
-        self._prepared.rows("val")[order.permutation].tofile(folder / "rows.bin")
-        return order
-
-    def _after_train(self, train: Result) -> Measurement:
-        summary, losses, steps, tokens = _own_words(train)
-        measured = Measurement(
-            ending=train.ending,
-            reason=f"train: {train.reason}",
-            memory_gb=_gib(train.peak_memory_bytes),
-            steps=steps,
-            tokens=tokens,
-            seconds=Seconds(startup=train.startup_seconds, train=train.seconds, total=train.total_seconds),
-            summary=summary,
-            losses=losses,
-            log_path=train.log_path,
-        )
-        checkpoint = train.output(CHECKPOINT)
-        if checkpoint is None:
-            return measured
-        try:
-            return replace(measured, params=score.count_parameters(checkpoint))
-        except score.RefusedCheckpointError as error:
-            return replace(measured, ending=Ending.INVALID_OUTPUT, reason=f"train: {CHECKPOINT}: {error}")
-
-    def _after_claim(self, measured: Measurement, claim: Result, order: score.Order) -> Measurement:
-        seconds = replace(
-            measured.seconds,
-            claim=claim.seconds,
-            total=(measured.seconds.total or 0.0) + claim.total_seconds,
-        )
-        memory = max((gb for gb in (measured.memory_gb, _gib(claim.peak_memory_bytes)) if gb is not None), default=None)
-        measured = replace(measured, seconds=seconds, memory_gb=memory)
-        path = claim.output("nll.bin")
+        spec = self._phases.claim(work.trial, work.folder, seed=work.seed, cap=cap, order=order.permutation)
+        result = work.run("claim", spec)
+        (work.folder / ROWS).unlink(missing_ok=True)
+        path = result.output(NLL)
         if path is None:
-            return replace(measured, ending=claim.ending, reason=f"claim: {claim.reason}", log_path=claim.log_path)
+            return result, result.reason
         try:
-            val_bpb = self._score(path, order)
+            return result, score.read_claim(
+                path, rows=self._prepared.val_rows, sequence_length=self._prepared.sequence_length, order=order
+            )
         except score.RefusedClaimError as error:
-            return replace(measured, ending=Ending.INVALID_OUTPUT, reason=f"claim: {error}")
+            return replace(result, ending=Ending.INVALID_OUTPUT), str(error)
         finally:
-            path.unlink()
-        return replace(measured, val_bpb=val_bpb, reason="scored")
+            path.unlink(missing_ok=True)
 
-    def _score(self, path: Path, order: score.Order) -> float:
+    # -- audit -------------------------------------------------------------------------------------
+
+    def _audited(self, work: _Work, measured: Measurement, references: Sequence[Path]) -> Measurement:
+        claim = evidence.load_claim(work.folder)
+        assert claim is not None
+        reference = evidence.reference(list(references))
+        asked = self._ask(work, claim, reference, number=1, rounds=self._task.score.audit_rounds)
+        measured = _with_audit(measured, asked.result)
+        used = computed(self._task.budget, work.results)
+        measured = replace(
+            measured,
+            compute_seconds=used,
+            charge=charge(self._task.budget, used, work.caps.reference),
+        )
+        return self._concluded(work, measured, claim, reference, asked, 1)
+
+    def _concluded(
+        self,
+        work: _Work,
+        measured: Measurement,
+        claim: Claim,
+        reference: Claim | None,
+        asked: _Asked,
+        number: int,
+    ) -> Measurement:
+        """The score if the answers agree with the claim, else the ending that says why not."""
+        if asked.answers is None:
+            failed = asked.result
+            return replace(
+                measured,
+                ending=failed.ending,
+                reason=f"audit: {failed.reason}",
+                val_bpb=None,
+                score_level=None,
+                log_path=failed.log_path,
+            )
+        found = audit.agree(claim, [asked.draw], [asked.answers], self._tolerance)
+        if not found.ok and found.recheck:
+            asked = self._ask(work, claim, reference, number=number + 1, rounds=SECOND_LOOK_ROUNDS)
+            measured = _with_audit(measured, asked.result)
+            if asked.answers is None:
+                return replace(measured, ending=asked.result.ending, reason=f"audit: {asked.result.reason}", val_bpb=None)
+            found = audit.agree(claim, [asked.draw], [asked.answers], self._tolerance)
+        if not found.ok:
+            ending, cause = self._cause(work, claim, asked)
+            return replace(measured, ending=ending, reason=f"audit: {found.reason}; {cause}", val_bpb=None, score_level=None)
+        return self._scored(work, measured, claim, reference)
+
+    def _scored(
+        self, work: _Work, measured: Measurement, claim: Claim, reference: Claim | None
+    ) -> Measurement:
+        countable, size = self._countable(), self._prepared.val_bytes
+        draws, answers = evidence.audits(work.folder)
+        found = audit.estimate(claim, countable, draws, answers, val_bytes=size)
+        rounds = sum(len(one.cuts) for one in draws)
+        hidden = audit.detectable_gain(claim, countable, reference, rounds=rounds, val_bytes=size)
+        worst = max(audit.agree(claim, [one], [said], self._tolerance).worst for one, said in zip(draws, answers, strict=True))
+        return replace(
+            measured,
+            reason="scored",
+            val_bpb=found.val_bpb,
+            score_level=score.SCORE_LEVEL,
+            audit=AuditFacts(
+                rounds=rounds,
+                k=sum(int((one.cuts >= 0).sum()) for one in draws),
+                correction=found.correction,
+                standard_error=found.standard_error,
+                detectable_blind=hidden.blind,
+                detectable_informed=hidden.informed,
+                worst=worst,
+            ),
+        )
+
+    def _ask(
+        self, work: _Work, claim: Claim, reference: Claim | None, *, number: int, rounds: int
+    ) -> _Asked:
+        """Draw, ask in a fresh container, and keep the answers as audit `number`."""
+        random = np.random.default_rng(evidence.entropy(work.folder, number))
+        draw = audit.draw(claim, self._countable(), reference, rounds=rounds, rng=random)
+        # The first audit is part of what the candidate may compute; what the runner asks beyond it is not.
+        used = work.cpu_seconds if number == 1 else None
+        times = max(1.0, rounds / self._task.score.audit_rounds)
+        asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", used, times=times))
+        if asked.answers is not None:
+            evidence.save_audit(work.folder, number, draw, asked.answers)
+        return asked
+
+    def _put(
+        self,
+        work: _Work,
+        draw: Draw,
+        random: np.random.Generator,
+        *,
+        name: str,
+        cap: Cap,
+        open_book: bool = False,
+    ) -> _Asked:
+        """Ask for the logits at the draw's cuts; with `open_book` the true text stands after each cut."""
+        asked = np.flatnonzero(draw.cuts[0] >= 0)
+        rows = np.asarray(self._prepared.rows("val")[asked])
+        questions, orders = [], []
+        for cuts in draw.cuts[:, asked]:
+            orders.append(random.permutation(len(asked)))
+            filler = self._prepared.rows("train")
+            cuts_and_ids = question(rows, cuts, filler, random, orders[-1])
+            if open_book:
+                cuts_and_ids = cuts[orders[-1]], rows[orders[-1], :-1]
+            questions.append(cuts_and_ids)
+        spec = self._phases.audit(
+            work.trial,
+            work.folder,
+            seed=work.seed,
+            cap=cap,
+            questions=questions,
+            seen_as="claim" if open_book else "audit",
+        )
+        result = work.run("audit", spec, work.folder / name)
+        for one in spec.rounds:
+            one.question.path.unlink(missing_ok=True)
+        if result.ending is not Ending.FINISHED:
+            return _Asked(result=result, draw=draw, answers=None)
+        answers = np.zeros(draw.cuts.shape)
+        try:
+            for number, (one, order) in enumerate(zip(spec.rounds, orders, strict=True)):
+                targets = rows[np.arange(len(rows)), draw.cuts[number, asked] + 1]
+                nll = _read_answer(result, one.answer.name, targets[order], self._prepared.vocab_size)
+                answers[number, asked[order]] = nll
+        except audit.RefusedAnswerError as error:
+            refused = replace(result, ending=Ending.INVALID_OUTPUT, reason=str(error))
+            return _Asked(result=refused, draw=draw, answers=None)
+        return _Asked(result=result, draw=draw, answers=answers)
+
+    # -- when they disagree ------------------------------------------------------------------------
+
+    def _cause(self, work: _Work, claim: Claim, asked: _Asked) -> tuple[Ending, str]:
+        """Why the answers are not what was claimed; only what nothing honest explains is called tampering.
+
+        Asked again with the true text after each cut, a model that looks ahead gives what it claimed.  Claimed again with
+        the rows in another order, a model that is random, or whose rows depend on each other, claims something else.
+        """
+        assert asked.answers is not None
+        hard = self._tolerance.hard
+        off = [np.abs(said - _at(claim, cuts)) * (cuts >= 0) for cuts, said in zip(asked.draw.cuts, asked.answers, strict=True)]
+        round_ = int(np.argmax([one.max() for one in off]))
+        draw = Draw(cuts=asked.draw.cuts[[round_]], probability=asked.draw.probability[[round_]])
+        cap = work.caps.of("audit")
+        again = self._put(work, draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
+        if again.answers is None:
+            return Ending.NOT_REPRODUCED, f"the cause could not be found ({again.result.reason})"
+        cuts, differs = draw.cuts[0], off[round_] > min(hard, off[round_].max() / 2)
+        if np.all((np.abs(again.answers[0] - _at(claim, cuts)) <= hard)[differs]):
+            return Ending.NOT_REPRODUCED, "the model uses tokens that come after the one it predicts"
+        result, second = self._claim(work, work.caps.of("claim"))
+        if isinstance(second, str):
+            return Ending.NOT_REPRODUCED, f"the cause could not be found ({result.reason})"
+        if float(np.abs(second - claim).max()) > hard:
+            return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"
+        return Ending.TAMPERED, "it answers otherwise when it is audited, and nothing honest explains that"
+
+    def _countable(self) -> npt.NDArray[np.bool_]:
+        """Bool [R, T]: the targets that have bytes.  Raises `DataError` if their bytes are not the manifest's."""
         data = self._prepared
-        claim = score.read_claim(path, rows=data.val_rows, sequence_length=data.sequence_length, order=order)
-        targets, lengths = data.rows("val")[:, 1:], data.token_bytes()
-        if int(lengths[targets].sum(dtype="int64")) != data.val_bytes:
+        lengths = data.token_bytes()[data.rows("val")[:, 1:]]
+        if int(lengths.sum(dtype="int64")) != data.val_bytes:
             message = f"{data.path} does not have the {data.val_bytes} validation bytes that its manifest names: run `autoresearch prepare` again"
             raise DataError(message)
-        return score.bits_per_byte(claim, targets, lengths)
+        countable: npt.NDArray[np.bool_] = lengths > 0
+        return countable
 
 
-def caps(task: Task, records: Sequence[Record]) -> Caps:
-    """What the phases may take, from the budget where it is in seconds, else from the run's own baselines."""
-    baselines = [record.seconds for record in records if record.verdict is Verdict.BASELINE]
-    train = (
-        task.budget.seconds * OVERRUN
-        if task.budget.seconds is not None
-        else _derived([seconds.train for seconds in baselines])
+class _Work:
+    """One measurement under way: runs its containers and adds up what they used."""
+
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        trial: int,
+        folder: Path,
+        seed: int,
+        caps: Caps,
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.trial, self.folder, self.seed, self.caps = trial, folder, seed, caps
+        self._sandbox, self._created, self._progress = sandbox, created, progress
+        self.results: list[Result] = []
+
+    def run(self, phase: str, spec: TrialSpec, destination: Path | None = None) -> Result:
+        """Run the container of a phase; raises what `Sandbox.run` raises."""
+        result = self._sandbox.run(
+            spec,
+            destination or self.folder,
+            created=lambda name: self._created(phase, name),
+            progress=self._progress,
+        )
+        self.results.append(result)
+        return result
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor seconds of all containers so far."""
+        return sum(result.cpu_seconds or 0.0 for result in self.results)
+
+
+def _after_train(train: Result) -> Measurement:
+    told = told_by(train)
+    measured = Measurement(
+        ending=train.ending,
+        reason=f"train: {train.reason}",
+        memory_gb=_gib(train.peak_memory_bytes),
+        steps=told.steps,
+        tokens=told.tokens,
+        seconds=Seconds(startup=train.startup_seconds, train=train.seconds, total=train.total_seconds),
+        summary=told.summary,
+        losses=told.losses,
+        log_path=train.log_path,
     )
-    return Caps(train=train, claim=_derived([seconds.claim for seconds in baselines]))
-
-
-def _derived(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    if not known:
-        return FIRST_CAP_SECONDS
-    return CAP_FACTOR * statistics.median(known) + CAP_SLACK_SECONDS
-
-
-def _environment(cpus: float, gpu: str | None) -> tuple[tuple[str, str], ...]:
-    """Everything a trial's processes find in their environment, built from empty."""
-    threads = str(max(1, math.floor(cpus)))
-    return (
-        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        ("HOME", "/tmp"),
-        ("LANG", "C.UTF-8"),
-        ("PYTHONPATH", "/prepare"),
-        ("PYTHONUNBUFFERED", "1"),
-        ("PYTHONDONTWRITEBYTECODE", "1"),
-        ("AUTORESEARCH_TRIAL", "/in/trial.json"),
-        ("OMP_NUM_THREADS", threads),
-        # Spinning threads make a trial several times slower beside any other process.
-        ("OMP_WAIT_POLICY", "PASSIVE"),
-        ("TORCHINDUCTOR_CACHE_DIR", "/scratch/inductor"),
-        ("TRITON_CACHE_DIR", "/scratch/triton"),
-        ("TMPDIR", "/scratch"),
-        # An image may ask for every GPU by its own environment; this is the word that counts.
-        *((("NVIDIA_DRIVER_CAPABILITIES", "compute,utility"),) if gpu else (("NVIDIA_VISIBLE_DEVICES", "void"),)),
-    )
-
-
-def _own_words(
-    train: Result,
-) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[int, float], ...], int | None, int | None]:
-    """Summary, loss curve, steps and tokens as the trial tells them; anything odd is left out."""
-    summary = _numbers(_json(train.output("summary.json")))
-    told = _json(train.output("progress.json"))
-    steps = summary.get("num_steps")
-    millions = summary.get("total_tokens_M")
-    tokens = told.get("tokens")
-    if not _whole(tokens):
-        tokens = round(millions * 1e6) if millions is not None and millions >= 0 else None
-    return (
-        tuple((name, f"{value:g}") for name, value in summary.items()),
-        _curve(told.get("losses")),
-        int(steps) if steps is not None and steps >= 0 else None,
-        tokens,
-    )
-
-
-def _json(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+    checkpoint = train.output(CHECKPOINT)
+    if checkpoint is None:
+        return measured
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return replace(measured, params=score.count_parameters(checkpoint))
+    except score.RefusedCheckpointError as error:
+        return replace(measured, ending=Ending.INVALID_OUTPUT, reason=f"train: {CHECKPOINT}: {error}")
 
 
-def _numbers(value: dict[str, Any]) -> dict[str, float]:
-    pairs = list(value.items())[:SUMMARY_KEYS]
-    return {
-        name[:40]: float(number)
-        for name, number in pairs
-        # A name that cannot be printed would end whatever shows it later.
-        if name.isascii() and name.isidentifier() and isinstance(number, int | float) and not isinstance(number, bool) and _sane(number)
-    }
+def _with(measured: Measurement, result: Result) -> Measurement:
+    """With the time and the memory of one more container."""
+    memory = max((gb for gb in (measured.memory_gb, _gib(result.peak_memory_bytes)) if gb is not None), default=None)
+    total = (measured.seconds.total or 0.0) + result.total_seconds
+    return replace(measured, memory_gb=memory, seconds=replace(measured.seconds, total=total))
 
 
-def _curve(value: object) -> tuple[tuple[int, float], ...]:
-    if not isinstance(value, list):
-        return ()
-    points = [point for point in value[:CURVE_POINTS] if isinstance(point, list) and len(point) == 2]
-    return tuple(
-        (step, float(loss))
-        for step, loss in points
-        if _whole(step) and isinstance(loss, int | float) and _sane(loss)
-    )
+def _with_audit(measured: Measurement, result: Result) -> Measurement:
+    measured = _with(measured, result)
+    spent = (measured.seconds.audit or 0.0) + result.seconds
+    return replace(measured, seconds=replace(measured.seconds, audit=spent))
 
 
-def _sane(number: float) -> bool:
-    return -1e15 < number < 1e15
+def _failed(result: Result) -> Ending:
+    return Ending.INVALID_OUTPUT if result.ending is Ending.FINISHED else result.ending
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**15
+def _read_answer(result: Result, name: str, targets: npt.NDArray[np.uint16], vocab: int) -> npt.NDArray[np.float64]:
+    path = result.output(name)
+    assert path is not None
+    try:
+        return audit.target_nll(np.fromfile(path, dtype="<f4").reshape(len(targets), vocab), targets)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _at(claim: Claim, cuts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """The claim at each row's cut; anything where there is none."""
+    found: npt.NDArray[np.float64] = claim[np.arange(len(claim)), np.maximum(cuts, 0)].astype(np.float64)
+    return found
 
 
 def _gib(size: int | None) -> float | None:

@@ -1,9 +1,8 @@
 """Pure: from the claimed negative log-likelihoods to val_bpb, and what a checkpoint's header says.
 
 The denominator is a constant of the prepared data: the raw bytes of all validation targets.  The candidate
-chooses neither rows nor their order.  This level is called `claimed`: the numbers were computed by the
-candidate's own model in a container that saw the targets, so they are not proof against a candidate that
-lies; an audit by a second container is what closes that.
+chooses neither rows nor their order.  A claim was computed by the candidate's own model in a container that saw the
+targets, so it is no score yet: `runner.audit` makes it one.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-SCORE_LEVEL = "claimed"
+SCORE_LEVEL = "audited"
 LOWEST_NLL = -1e-3
 """Rounding may put a certain token a little below zero; nats."""
 HIGHEST_NLL = 100.0
@@ -68,18 +67,6 @@ def read_claim(path: Path, *, rows: int, sequence_length: int, order: Order) -> 
     claim = np.empty_like(handed)
     claim[order.permutation] = handed
     return claim
-
-
-def bits_per_byte(
-    nll: npt.NDArray[np.float32], targets: npt.NDArray[np.uint16], token_bytes: npt.NDArray[np.uint16]
-) -> float:
-    """val_bpb: nats of all targets that have bytes, over ln 2 times those bytes.
-
-    `nll` float32 and `targets` uint16, both [rows, sequence_length]; `token_bytes` uint16 [vocab].
-    """
-    lengths = token_bytes[targets].astype(np.int64)
-    nats = float(nll.astype(np.float64)[lengths > 0].sum())
-    return nats / (math.log(2) * int(lengths.sum()))
 
 
 def count_parameters(path: Path) -> int:

@@ -43,6 +43,12 @@ class Budget:
     steps: int | None = key(None, low=1)
     startup_seconds: float = key(300.0, above=0, high=_DAY)
     """Cap on the time before training, where there is nothing to learn from."""
+    tokens: int | None = key(None, low=1)
+    """With a budget in steps: training tokens that are handed out; None: all there are."""
+    bpb_per_doubling: float = key(0.15, low=0)
+    """What twice the computation is worth, bits per byte: computation beyond the baselines' is charged at this rate."""
+    tolerance: float = key(0.01, low=0, high=1)
+    """Part of the baselines' computation that is not charged, so that the noise of measuring it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +124,10 @@ class ScoreOptions:
     """`audited`: bits per byte, measured from outside; `reported`: a number that the task's own command prints."""
     batch_rows: int = key(16, low=1, high=65_536)
     """Audited: validation rows that the model is given at once."""
+    audit_rounds: int = key(4, low=1, high=64)
+    """Audited: how often every validation row is asked about before a score is believed."""
+    confirm_rounds: int = key(4, low=1, high=64)
+    """Audited: how often once more before a keep."""
     command: tuple[str, ...] | None = key(None, read=_command)
     """Reported: what is run in the container, in the task's folder."""
     metric: str | None = key(None, read=_metric)

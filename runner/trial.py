@@ -32,6 +32,8 @@ class Verdict(StrEnum):
     """No score: the ending says why."""
     INVALID = "invalid"
     """The proposal was refused before a container was spent on it."""
+    REPEAT = "repeat"
+    """The champion measured once more with another seed: known better, never compared with itself."""
 
 
 class Kind(StrEnum):
@@ -113,6 +115,8 @@ class Limits:
     """Cap on the time from start to the gate, where there is nothing to learn from."""
     seconds: float
     """Cap on the time from the gate to the exit of the container."""
+    cpu_seconds: float | None = None
+    """Cap on the processor seconds of everything in the container, gate to exit; None: no cap but the wall's."""
     kill_seconds: float = 10.0
     """How long killing and removing may take before the engine is called broken."""
 
@@ -164,6 +168,8 @@ class TrialSpec:
     """`train`, `claim` or `audit`."""
     image: str
     """Engine id (`sha256:...`), never a tag."""
+    holder_image: str | None = None
+    """What our own container beside it runs from; None: the same image."""
     command: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
     files: tuple[InputFile, ...] = ()
@@ -228,8 +234,31 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One measurement of a trial's file, as far as a verdict rests on it."""
+
+    seed: int | None
+    val_bpb: float | None
+    """None: it gave no score."""
+    charge: float | None = None
+    """Bits per byte that are added before it is compared."""
+    standard_error: float | None = None
+    """Of val_bpb from the draw of the audited tokens alone, bits per byte; None: nothing was audited."""
+    detectable: float | None = None
+    """Gain that a liar who does not know the reference could hide with 1 % probability, bits per byte."""
+    seconds: float | None = None
+    """Everything that it took, containers and copies."""
+    confirmed: bool = False
+    """True if a second audit with a fresh draw is in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
-    """One line of the ledger: everything known about a trial.  Unknown is None, never 0."""
+    """One line of the ledger: everything known about a trial.  Unknown is None, never 0.
+
+    A trial has one measurement or, near the line, several.  `val_bpb`, `charge` and `audit` are over all of them;
+    `seed`, `seconds` and what the trial says of itself are of the first (of the one that failed, if one did).
+    """
 
     trial: int
     tag: str
@@ -255,10 +284,14 @@ class Record:
     compute_seconds: float | None = None
     """What the charge is made of: processor seconds after the gates, or wall seconds on a GPU."""
     audit: AuditFacts | None = None
+    measurements: tuple[Measured, ...] = ()
+    """In the order in which they were made."""
     gain: float | None = None
-    """Champion's mean score minus this one; positive is better."""
+    """How much better than the champion's mean the mean of this trial's measurements is, charges included."""
     sigma: float | None = None
     """Standard deviation of one measurement, as estimated when this trial was judged."""
+    sigma_interval: tuple[float, float] | None = None
+    """90 % interval of sigma."""
     threshold: float | None = None
     """The gain that was needed."""
     seed: int | None = None

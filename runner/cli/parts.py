@@ -114,8 +114,13 @@ def owner_labels(state: Path) -> dict[str, str]:
     }
 
 
-def prepare_volume(task: Task, prepared: Prepared, folder: Path, labels: dict[str, str]) -> PreparedVolume:
-    """The read-only volume with the fixed side: the task's Python files but the editable one, and the tokenizer."""
+def prepare_volume(
+    task: Task, prepared: Prepared, folder: Path, labels: dict[str, str], phase: str
+) -> PreparedVolume:
+    """The read-only volume with the fixed side: the task's Python files but the editable one, and the tokenizer.
+
+    One for each phase: which files of it the kernel has in memory tells nobody what another phase read.
+    """
     from runner.sandbox.volumes import PreparedVolume
     from runner.trial import InputFile
 
@@ -123,7 +128,7 @@ def prepare_volume(task: Task, prepared: Prepared, folder: Path, labels: dict[st
     data = sorted((prepared.path / "prepare").iterdir())
     files = tuple(InputFile(name=path.name, path=path) for path in (*code, *data))
     return PreparedVolume(
-        name=f"autoresearch-prepare-{_digest(files)}-{labels['autoresearch.state']}",
+        name=f"autoresearch-prepare-{phase}-{_digest(files)}-{labels['autoresearch.state']}",
         files=files,
         gated=False,
         labels=tuple(labels.items()),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from runner.task import Task
     from runner.workspace import Workspace
 
+PHASES = ("train", "claim", "audit")
+
 
 @dataclass(kw_only=True)
 class Session:
@@ -51,7 +53,8 @@ class Session:
     @contextmanager
     def _measurer(self) -> Iterator[Measurer]:
         from runner import gpus
-        from runner.measure import Measurer, Place
+        from runner.measure import Measurer
+        from runner.phases import PhaseImages, Place
         from runner.sandbox.docker import DockerSandbox
         from runner.sandbox.volumes import provide
 
@@ -67,16 +70,20 @@ class Session:
         prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
         prepared.verify()
         self._same_data(prepared)
-        fixed = parts.prepare_volume(task, prepared, self.folder / "task", labels)
-        with parts.data_volume(prepared, labels) as rows:
+        fixed = {
+            phase: parts.prepare_volume(task, prepared, self.folder / "task", labels, phase) for phase in PHASES
+        }
+        with ExitStack() as stack:
+            timed = task.budget.seconds is not None
+            rows = stack.enter_context(parts.data_volume(prepared, labels)) if timed else None
             with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
-                provide(client, header["image"], fixed)
-                provide(client, header["image"], rows)
+                for volume in (*fixed.values(), *([rows] if rows else [])):
+                    provide(client, header["image"], volume)
             place = Place(
-                image=header["image"],
+                images=PhaseImages(**header["images"]),
                 gpu=header["gpu"],
-                prepare_volume=fixed.name,
-                data_volume=rows.name,
+                prepare_volumes=tuple((phase, volume.name) for phase, volume in fixed.items()),
+                data_volume=rows.name if rows else None,
                 labels=tuple(trial_labels.items()),
             )
             yield Measurer(sandbox, task, prepared, place)

@@ -107,6 +107,7 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         trailers=(("Autoresearch-Run", folder.name),),
         date=created,
     )
+    image = images.image_id("cuda" if gpu else "cpu", workspace.state)
     return {
         "format": ledger.FORMAT,
         "id": uuid.uuid4().hex,
@@ -117,7 +118,8 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         "preset": preset,
         "overrides": overrides,
         "seed": 1 if wanted.seed is None else wanted.seed,
-        "image": images.image_id("cuda" if gpu else "cpu", workspace.state),
+        "image": image,
+        "images": {"train": image, "claim": image, "audit": image},
         "gpu": gpu.uuid if gpu else None,
     }
 

@@ -13,9 +13,10 @@ import docker.errors
 
 from runner.errors import EngineError
 from runner.sandbox import container
+from runner.sandbox.cputime import CpuClock
 from runner.sandbox.ending import Exit, Stop, classify
 from runner.sandbox.holder import Holder, holder
-from runner.sandbox.sampler import Sampler
+from runner.sandbox.sampler import CpuMeter, Sampler
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import (
     ENGINE_TROUBLE,
@@ -118,21 +119,26 @@ class _Watch:
         try:
             self._client.api.start(self._id)
             self._started = time.monotonic()
-            with sampler:
-                self._until_ready(sampler)
-                ended = self._until_exit(sampler) if self._gate else time.monotonic()
+            clock = CpuClock(self._client, self._id, int(self._state()["Pid"]))
+            with sampler, CpuMeter(clock, self._spec.limits.cpus) as meter:
+                self._until_ready(sampler, meter)
+                ended = self._until_exit(sampler, meter) if self._gate else time.monotonic()
             state = self._state()
             self._held.close_gate()
-            return self._result(state, ended, sampler.peak_memory)
+            return replace(
+                self._result(state, ended, sampler.peak_memory),
+                cpu_seconds=meter.since_gate(ended) if self._gate else None,
+            )
         finally:
             self._keep_log()
 
-    def _until_ready(self, sampler: Sampler) -> None:
+    def _until_ready(self, sampler: Sampler, meter: CpuMeter) -> None:
         cap = self._spec.limits.startup_seconds
         while self._state()["Running"]:
             if self._held.heard():
                 # The clock starts before the gate is open, never after.
                 self._gate = time.monotonic()
+                meter.mark_gate()
                 self._held.open_gate()
                 return
             self._tell(sampler)
@@ -141,13 +147,16 @@ class _Watch:
                 return
             time.sleep(READY_POLL_SECONDS)
 
-    def _until_exit(self, sampler: Sampler) -> float:
+    def _until_exit(self, sampler: Sampler, meter: CpuMeter) -> float:
         """The moment of the exit, at most one poll late; one that is too late counts as killed."""
         cap = self._spec.limits.seconds
         while self._state()["Running"]:
             left = self._gate + cap - time.monotonic()
             if left <= 0:
                 self._kill(Stop.BUDGET)
+                break
+            if (cap_cpu := self._spec.limits.cpu_seconds) is not None and (meter.since_gate() or 0.0) > cap_cpu:
+                self._kill(Stop.COMPUTE)
                 break
             self._tell(sampler)
             time.sleep(min(POLL_SECONDS, left))
@@ -190,6 +199,7 @@ class _Watch:
             gate_opened=bool(self._gate),
             startup_cap=limits.startup_seconds,
             work_cap=limits.seconds,
+            compute_cap=limits.cpu_seconds,
             memory_bytes=limits.memory_bytes,
         )
         ending, reason = classify(facts)
@@ -211,10 +221,11 @@ class _Watch:
 
     def _collect(self) -> tuple[tuple[tuple[str, Path], ...], str]:
         got: list[tuple[str, Path]] = []
-        for output in self._spec.outputs:
+        answers = [("kept", one.answer) for one in self._spec.rounds]
+        for place, output in (*(("out", output) for output in self._spec.outputs), *answers):
             path = self._destination / output.name
             try:
-                there = self._held.fetch(output.name, path, max_bytes=output.max_bytes)
+                there = self._held.fetch(output.name, path, max_bytes=output.max_bytes, place=place)
             except RefusedOutputError as error:
                 return (), f"{output.name}: {error}"
             if there:

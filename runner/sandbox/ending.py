@@ -13,6 +13,7 @@ class Stop(StrEnum):
 
     STARTUP = "startup"
     BUDGET = "budget"
+    COMPUTE = "compute"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class Exit:
     startup_cap: float
     work_cap: float
     memory_bytes: int
+    compute_cap: float | None = None
 
 
 def classify(facts: Exit) -> tuple[Ending, str]:
@@ -38,6 +40,8 @@ def classify(facts: Exit) -> tuple[Ending, str]:
         return Ending.TIMED_OUT, f"not ready {facts.startup_cap:.0f} s after the start; killed"
     if facts.stopped is Stop.BUDGET:
         return Ending.TIMED_OUT, f"still running {facts.work_cap:.1f} s after the gate opened; killed"
+    if facts.stopped is Stop.COMPUTE:
+        return Ending.TIMED_OUT, f"used more than the {facts.compute_cap:.1f} processor seconds it may; killed"
     if facts.exit_code > 128:
         return Ending.CRASHED, f"ended by signal {facts.exit_code - 128} (exit code {facts.exit_code})"
     if facts.exit_code != 0:

@@ -31,10 +31,12 @@ class Holder:
         self._spec = spec
         self.in_volume = f"{name}-in"
         self.out_volume = f"{name}-out"
+        self.kept_volume = f"{name}-kept" if spec.rounds else None
         gated = [mount for mount in spec.volumes if mount.gated]
         self._lasting = [f"{container.HOLD}/{index}/gated" for index in range(len(gated))]
         """Gated folders of prepared volumes, which outlive the trial."""
-        self._own = [f"{container.HOLD}/in/gated"] if spec.gated_files else []
+        self._has_gate = bool(spec.gated_files or spec.rounds)
+        self._own = [f"{container.HOLD}/in/gated"] if self._has_gate else []
         self._name = f"{name}-holder"
 
     def start(self) -> None:
@@ -43,18 +45,28 @@ class Holder:
         A prepared volume may still be open if the runner before this one was killed.
         """
         spec, labels = self._spec, dict(self._spec.labels)
-        for name, options in (
+        volumes = [
             (self.in_volume, container.in_volume_options(spec)),
             (self.out_volume, container.out_volume_options(spec)),
-        ):
+        ]
+        if self.kept_volume:
+            volumes.append((self.kept_volume, container.kept_volume_options(spec)))
+        for name, options in volumes:
             self._client.volumes.create(
                 name=name, driver="local", driver_opts=options, labels={**labels, "autoresearch.role": "trial"}
             )
-        body = container.holder_body(spec, in_volume=self.in_volume, out_volume=self.out_volume)
+        body = container.holder_body(
+            spec, in_volume=self.in_volume, out_volume=self.out_volume, kept_volume=self.kept_volume
+        )
         create_container(self._client, body, self._name)
         self._client.api.start(self._name)
+        questions = [one.question for one in spec.rounds]
         stream = transfer.pack(
-            spec.files, spec.gated_files, uid=container.HOLDER_UID, with_gate=bool(spec.gated_files)
+            spec.files,
+            (*spec.gated_files, *questions[:1]),
+            uid=container.HOLDER_UID,
+            with_gate=self._has_gate,
+            closed=questions[1:],
         )
         self._client.api.put_archive(self._name, f"{container.HOLD}/in", stream)
         self.close_gate()
@@ -75,13 +87,15 @@ class Holder:
         lines = self._client.api.logs(self._name, stdout=True, stderr=False, tail=1)
         return str(lines.decode(errors="replace").strip())
 
-    def fetch(self, name: str, destination: Path, *, max_bytes: int) -> bool:
+    def fetch(self, name: str, destination: Path, *, max_bytes: int, place: str = "out") -> bool:
         """Copy the regular file /out/`name` to `destination`; False if there is none.
+
+        `place` "kept" means an answer that the holder has taken.
 
         Only after the trial's container has ended: the engine would wait for ever on a pipe that is put in a file's
         place.  Raises `RefusedOutputError` if it is anything else, or larger than `max_bytes`.
         """
-        path = f"{container.HOLD}/out/{name}"
+        path = f"{container.HOLD}/{place}/{name}"
         try:
             stream, stat = self._client.api.get_archive(self._name, path, chunk_size=transfer.CHUNK)
         except docker.errors.NotFound:
@@ -105,6 +119,8 @@ class Holder:
         remove_container(self._client, self._name)
         remove_volume(self._client, self.in_volume)
         remove_volume(self._client, self.out_volume)
+        if self.kept_volume:
+            remove_volume(self._client, self.kept_volume)
 
     def _chmod(self, mode: str, folders: list[str]) -> None:
         if not folders:

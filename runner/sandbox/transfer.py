@@ -20,9 +20,17 @@ class RefusedOutputError(Exception):
 
 
 def pack(
-    files: Iterable[InputFile], gated: Iterable[InputFile], *, uid: int, with_gate: bool
+    files: Iterable[InputFile],
+    gated: Iterable[InputFile],
+    *,
+    uid: int,
+    with_gate: bool,
+    closed: Iterable[InputFile] = (),
 ) -> Iterator[bytes]:
-    """A tar stream of `files` and, in a folder `gated` that only `uid` may enter, of `gated`."""
+    """A tar stream of `files` and, in a folder `gated` that only `uid` may enter, of `gated` and `closed`.
+
+    Those of `closed` can be read by nobody but `uid` even when the folder is open.
+    """
     if with_gate:
         folder = tarfile.TarInfo("gated")
         folder.type, folder.mode, folder.uid, folder.gid = tarfile.DIRTYPE, 0o700, uid, uid
@@ -31,12 +39,14 @@ def pack(
         yield from _member(file.name, file.path, uid)
     for file in gated:
         yield from _member(f"gated/{file.name}", file.path, uid)
+    for file in closed:
+        yield from _member(f"gated/{file.name}", file.path, uid, mode=0o400)
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _member(name: str, path: Path, uid: int) -> Iterator[bytes]:
+def _member(name: str, path: Path, uid: int, *, mode: int = 0o444) -> Iterator[bytes]:
     info = tarfile.TarInfo(name)
-    info.size, info.mode, info.uid, info.gid = path.stat().st_size, 0o444, uid, uid
+    info.size, info.mode, info.uid, info.gid = path.stat().st_size, mode, uid, uid
     yield info.tobuf()
     left = info.size
     with path.open("rb") as source:

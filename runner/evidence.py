@@ -1,0 +1,89 @@
+"""What a measurement leaves on the host: its claim, and every audit's draw and answers.
+
+The draw's entropy is on the disk before the container that is asked exists, and is used again if that container must be
+started again: a trial gains nothing from an engine that fails in the right moment.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from runner.audit import Draw
+from runner.durable import file_sha256, write_durably
+
+CLAIM = "claim.npy"
+ENTROPY = "draws.json"
+
+Claim = npt.NDArray[np.float32]
+Answers = npt.NDArray[np.float64]
+
+
+def save_claim(folder: Path, claim: Claim) -> None:
+    """Put the claim, float32 [R, T] in the data's own order, on the disk.  Raises `StateError`."""
+    buffer = io.BytesIO()
+    np.save(buffer, claim, allow_pickle=False)
+    write_durably(folder / CLAIM, buffer.getvalue())
+
+
+def load_claim(folder: Path) -> Claim | None:
+    """The claim of the measurement in `folder`, or None if it has none."""
+    try:
+        claim: Claim = np.load(folder / CLAIM, allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    return claim
+
+
+def reference(folders: list[Path]) -> npt.NDArray[np.float32] | None:
+    """The mean of the claims in `folders`, float32 [R, T]; None if there is none."""
+    claims = [claim for folder in folders if (claim := load_claim(folder)) is not None]
+    if not claims:
+        return None
+    total = claims[0].astype(np.float64)
+    for claim in claims[1:]:
+        total += claim
+    return (total / len(claims)).astype(np.float32)
+
+
+def entropy(folder: Path, number: int) -> int:
+    """128 bits of the operating system's randomness for audit `number`, the same each time that one is asked for.
+
+    They are recorded beside the digests of what they will be used on.  Raises `StateError`.
+    """
+    path = folder / ENTROPY
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if str(number) not in known:
+        digest = {name: file_sha256(folder / name) for name in (CLAIM, "checkpoint.safetensors")}
+        known[str(number)] = {"entropy": f"{secrets.randbits(128):032x}", "sha256": digest}
+        write_durably(path, json.dumps(known).encode())
+    return int(known[str(number)]["entropy"], 16)
+
+
+def save_audit(folder: Path, number: int, draw: Draw, answers: Answers) -> None:
+    """Keep what was asked and answered.  Raises `StateError`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, cuts=draw.cuts, probability=draw.probability, answers=answers)
+    write_durably(folder / f"audit-{number}.npz", buffer.getvalue())
+
+
+def audits(folder: Path) -> tuple[list[Draw], list[Answers]]:
+    """All audits of the measurement in `folder`, in their order."""
+    draws, answers = [], []
+    number = 1
+    while (path := folder / f"audit-{number}.npz").exists():
+        with np.load(path, allow_pickle=False) as kept:
+            draws.append(Draw(cuts=kept["cuts"], probability=kept["probability"]))
+            answers.append(kept["answers"])
+        number += 1
+    return draws, answers
+
+
+def discard(folder: Path) -> None:
+    """Drop what is of no use once a measurement is judged, but for a baseline's: 4 bytes for every target."""
+    (folder / CLAIM).unlink(missing_ok=True)

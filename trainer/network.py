@@ -1,0 +1,98 @@
+"""The candidate's network as it is scored: built from train.py, warmed up on dummy tokens, loaded at the gate.
+
+Both scoring programs, claim.py and audit.py, ask it in the same way, so that an honest model gives both the same answer.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import prepare
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import ModuleType
+
+LOGITS_PER_CHUNK = 1 << 25
+"""Logits that are turned into float32 at a time (128 MiB)."""
+
+
+def load_train(path: Path) -> ModuleType:
+    """train.py as a module named `train`: its definitions run, its `main` does not."""
+    spec = importlib.util.spec_from_file_location("train", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Network:
+    """The network and the one size of batch that it is asked in."""
+
+    def __init__(self, batch_rows: int) -> None:
+        """Build it with weights of no meaning and ask it once, so that what must be compiled is compiled."""
+        torch.manual_seed(prepare.SEED)
+        train = load_train(prepare.TRIAL_PATH.parent / "train.py")
+        self._batch_rows = batch_rows
+        self._model = train.build_model(prepare.DEVICE).eval()
+        self._ask = self._model
+        shape = (batch_rows, prepare.SEQUENCE_LENGTH)
+        dummy = np.random.default_rng(prepare.SEED).integers(prepare.VOCAB_SIZE, size=shape, dtype=np.uint16)
+        tokens = torch.from_numpy(dummy.astype(np.int64)).to(prepare.DEVICE)
+        if prepare.DEVICE.type == "cuda" and not hasattr(self._model, "_orig_mod"):
+            self._ask = torch.compile(self._model, dynamic=False)
+            try:
+                self.logits(tokens)
+            except Exception as error:  # noqa: BLE001 - whatever the compiler meets in a foreign model
+                print(f"not compiled, asked as it is: {type(error).__name__}")
+                self._ask = self._model
+        self.logits(tokens)
+
+    def load(self) -> None:
+        """Put in the weights that lie behind the gate."""
+        path = str(prepare.GATE_PATH / "checkpoint.safetensors")
+        load_model(getattr(self._model, "_orig_mod", self._model), path, device=str(prepare.DEVICE))
+
+    def logits(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The model's answer to int64 ids [B, T], checked: floating point [B, T, VOCAB_SIZE]."""
+        logits = self._ask(inputs)
+        assert isinstance(logits, torch.Tensor), (
+            f"model(ids) gave {type(logits).__name__}; it must give a tensor of logits"
+        )
+        expected = (*inputs.shape, prepare.VOCAB_SIZE)
+        assert tuple(logits.shape) == expected, (
+            f"model(ids) gave shape {tuple(logits.shape)} for ids of shape {tuple(inputs.shape)}; "
+            f"logits must have shape {expected}"
+        )
+        assert logits.is_floating_point(), f"model(ids) gave {logits.dtype}; logits must be floating point"
+        return logits
+
+    def batches(self, rows: np.ndarray):
+        """(first row, how many count, int64 ids [batch_rows, T]) for rows of ids uint16 [rows, T].
+
+        Every batch has the same size: the last one is filled up with its first row.
+        """
+        for start in range(0, len(rows), self._batch_rows):
+            batch = np.asarray(rows[start : start + self._batch_rows], dtype=np.int64)
+            count = len(batch)
+            batch = np.concatenate([batch, np.repeat(batch[:1], self._batch_rows - count, axis=0)])
+            yield start, count, torch.from_numpy(batch).to(prepare.DEVICE)
+
+
+def negative_log_likelihood(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Nats of every target, float32 [B, T], from logits [B, T, vocab] and int64 targets [B, T]."""
+    chunk = max(1, LOGITS_PER_CHUNK // logits.shape[-1])
+    flat_logits, flat_targets = logits.flatten(0, 1), targets.flatten()
+    parts = [
+        F.nll_loss(F.log_softmax(some.float(), dim=-1), wanted, reduction="none")
+        for some, wanted in zip(flat_logits.split(chunk), flat_targets.split(chunk), strict=True)
+    ]
+    return torch.cat(parts).view(targets.shape)
