@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,65 @@ def test_a_diff_is_made_from_two_texts() -> None:
                                            ("a..b", False), ("a.lock", False), ("x" * 65, False), ("a b", False), ("a.", False)])  # fmt: skip
 def test_tags(tag: str, good: bool) -> None:  # noqa: FBT001
     assert check_tag(tag) is good
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_whole_task_is_copied_as_committed(repository: Path, tmp_path: Path) -> None:
+    big = os.urandom(9 << 20)  # two of them take more than one call of git
+    for name, data in {"a/big": big, "b/big": big[::-1], "b/empty": b"", "b/r\u00e9sum\u00e9 1": b"x\n\n", ".autoresearch/x": b"", "run.sh": b"#!/bin/sh\n"}.items():
+        (repository / name).parent.mkdir(exist_ok=True)
+        (repository / name).write_bytes(data)
+    (repository / "run.sh").chmod(0o755)
+    (repository / "link").symlink_to("/etc/passwd")
+    (repository / ".gitattributes").write_text("*.md filter=x\nprogram.md export-ignore\n")
+    run_git(repository, "add", "-Af")
+    run_git(repository, "commit", "-qm", "all kinds")
+    run_git(repository, "config", "filter.x.smudge", "touch pwned; cat")
+    (repository / "program.md").write_text("not committed")
+    (repository / "untracked").write_text("x")
+    workspace = Workspace(repository)
+    workspace.export_all(workspace.head(), tmp_path / "copy", max_bytes=20 << 20, max_files=100)
+
+    found = files_below(tmp_path / "copy")
+    assert set(found) == {
+        "a/big", "b/big", "b/empty", "b/r\u00e9sum\u00e9 1", "run.sh", ".gitattributes", "program.md", PATH, "trainer/prepare.py",
+    }  # fmt: skip
+    assert (found["a/big"], found["b/big"], found["b/r\u00e9sum\u00e9 1"]) == (big, big[::-1], b"x\n\n")
+    assert found["program.md"] == b"find something better\n"
+    assert (tmp_path / "copy" / "run.sh").stat().st_mode & 0o111 == 0o111
+    assert (tmp_path / "copy" / "program.md").stat().st_mode & 0o111 == 0
+    assert not (repository / "pwned").exists()
+
+
+def test_a_task_in_a_folder_of_its_repository_is_that_folder(repository: Path, tmp_path: Path) -> None:
+    workspace = Workspace(repository / "trainer")
+    workspace.export_all(workspace.head(), tmp_path / "copy", max_bytes=1000, max_files=100)
+
+    assert set(files_below(tmp_path / "copy")) == {"train.py", "prepare.py"}
+
+
+@pytest.mark.parametrize(("max_bytes", "max_files"), [(20, 100), (1000, 2)])
+def test_a_task_that_is_too_large_is_refused(repository: Path, tmp_path: Path, max_bytes: int, max_files: int) -> None:
+    workspace = Workspace(repository)
+    with pytest.raises(StateError, match=r"the task's folder has 3 files with 0 MB in commit .*: make a smaller folder the task"):
+        workspace.export_all(workspace.head(), tmp_path / "copy", max_bytes=max_bytes, max_files=max_files)
+
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_tree_that_leads_out_of_the_folder_is_refused(repository: Path, tmp_path: Path) -> None:
+    """Git itself makes no such tree; somebody who wants to be cloned can."""
+    blob = run_git(repository, "rev-parse", f"HEAD:{PATH}")
+    record = b"100644 evil\0" + bytes.fromhex(blob)
+    inner = subprocess.run(["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"], cwd=repository, input=record, capture_output=True, check=True)
+    record = b"40000 ..\0" + bytes.fromhex(inner.stdout.decode().strip())
+    tree = subprocess.run(["git", "hash-object", "-t", "tree", "-w", "--literally", "--stdin"], cwd=repository, input=record, capture_output=True, check=True)
+    commit = run_git(repository, "commit-tree", tree.stdout.decode().strip(), "-m", "x")
+
+    with pytest.raises(StateError, match="no path that git itself would commit"):
+        Workspace(repository).export_all(commit, tmp_path / "copy", max_bytes=1000, max_files=100)
+
+    assert not (tmp_path / "evil").exists()
