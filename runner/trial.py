@@ -277,6 +277,12 @@ class Record:
     reason: str = ""
     val_bpb: float | None = None
     score_level: str | None = None
+    metric: str | None = None
+    """What a reported `val_bpb` is, by its name in the task; None: bits per byte."""
+    maximise: bool = False
+    """True if a higher `val_bpb` is better; so it may be for a reported metric alone."""
+    guards_broken: str | None = None
+    """Which guard metrics are outside their bounds, in words: then nothing is kept, ranked or learnt from the score."""
     charge: float | None = None
     """Bits per byte that are added before it is compared, for computation beyond the baselines'."""
     slack: float | None = None
