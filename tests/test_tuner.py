@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,16 +57,20 @@ def objective(source: str) -> float:
 class Run:
     """What the loop does, without containers."""
 
-    def __init__(self, journal: Path, seed: int = 1) -> None:
-        self.journal, self.seed = journal, seed
+    def __init__(self, journal: Path, seed: int = 1, *, maximise: bool = False) -> None:
+        self.journal, self.seed, self.sign = journal, seed, -1 if maximise else 1
         self.champion, self.best = SOURCE, objective(SOURCE)
-        self.records: list[Record] = [baseline(number, self.best + number / 1e4) for number in range(3)]
+        self.records: list[Record] = [
+            baseline(number, self.sign * (self.best + number / 1e4)) for number in range(3)
+        ]
         self.proposals: list[Proposal] = []
         self.start()
 
     def start(self) -> None:
         """A new process takes up the study."""
-        self.agent = TunerAgent(space=SPACE, journal=self.journal, seed=self.seed, sequence_length=128)
+        self.agent = TunerAgent(
+            space=SPACE, journal=self.journal, seed=self.seed, sequence_length=128, maximise=self.sign < 0
+        )
         for known in self.records:
             if known.agent == "tuner":
                 self.agent.observe(known)
@@ -77,7 +82,7 @@ class Run:
 
     def judge(self, proposal: Proposal) -> Record:
         score = objective(proposal.source)
-        scored = None if math.isnan(score) else score
+        scored = None if math.isnan(score) else self.sign * score
         verdict = (
             Verdict.CRASH if scored is None else Verdict.KEEP if score < self.best - 1e-3 else Verdict.DISCARD
         )
@@ -109,6 +114,23 @@ def states(journal: Path) -> list[tuple[int, float | None]]:
             values = entry["values"]
             trials[entry["trial_id"]] = (entry["state"], values[0] if values else None)
     return trials
+
+
+def test_a_metric_that_is_maximised_is_searched_like_its_negative(tmp_path: Path) -> None:
+    low = Run(tmp_path / "low.jsonl").go(STARTUP + 6)
+    high = Run(tmp_path / "high.jsonl", maximise=True).go(STARTUP + 6)
+
+    assert high.sources == low.sources
+    assert high.champion != SOURCE
+    assert states(high.journal) == states(low.journal)
+
+
+def test_nothing_is_learnt_from_a_score_whose_guard_was_broken(tmp_path: Path) -> None:
+    run = Run(tmp_path / "tuner.jsonl")
+    judged = run.judge(run.propose())
+    run.agent.observe(replace(judged, val_bpb=0.001, guards_broken="outside its guard: overlap is 1.0, above 0.0"))
+
+    assert states(run.journal)[int(judged.token)] == (3, None)
 
 
 def test_a_proposal_says_what_changes_and_how_it_was_drawn(tmp_path: Path) -> None:

@@ -49,14 +49,24 @@ class TunerAgent:
     name = "tuner"
 
     def __init__(
-        self, *, space: Mapping[str, Dimension] | None, journal: Path, seed: int, sequence_length: int
+        self,
+        *,
+        space: Mapping[str, Dimension] | None,
+        journal: Path,
+        seed: int,
+        sequence_length: int,
+        maximise: bool = False,
     ) -> None:
-        """Take up the study in the file `journal` or begin one.  Raises `AgentError` without a space."""
+        """Take up the study in the file `journal` or begin one.  Raises `AgentError` without a space.
+
+        `maximise`: higher scores are better.  The study itself always minimises.
+        """
         if not space:
             raise AgentError(
                 "the tuner needs a space file with ranges: name it as `space` in autoresearch.yaml"
             )
         self._space, self._seed, self._sequence_length = space, seed, sequence_length
+        self._sign = -1.0 if maximise else 1.0
         self._study = _open(journal)
         self._handed: set[int] = set()
         self._told: set[int] = set()
@@ -99,10 +109,10 @@ class TunerAgent:
         self._told.add(number)
         if trials[number].state.is_finished():
             return
-        scored = record.val_bpb is not None and math.isfinite(record.val_bpb)
+        score = None if record.guards_broken else record.val_bpb
         with _writing():
-            if scored:
-                self._study.tell(number, record.val_bpb)
+            if score is not None and math.isfinite(score):
+                self._study.tell(number, self._sign * score)
             else:
                 self._study.tell(number, state=TrialState.FAIL)
 
@@ -122,7 +132,8 @@ class TunerAgent:
         marks = {trial.user_attrs.get("source") for trial in self._trials()}
         score = champion_score(history)
         if score is not None and fingerprint(champion) not in marks:
-            self._write(where, where.current, {"source": fingerprint(champion), "how": "champion"}, score)
+            known = {"source": fingerprint(champion), "how": "champion"}
+            self._write(where, where.current, known, self._sign * score)
 
     def _tried(self, champion: str) -> set[str]:
         return {fingerprint(champion), *(trial.user_attrs.get("source", "") for trial in self._trials())}
