@@ -148,6 +148,8 @@ def choose_preset(
 
 def apply_preset(source: str, task: Task) -> str:
     """`source` with the task's constants set.  Raises `UsageError` naming preset, constant and file."""
+    if not task.constants:
+        return source  # which need not be Python
     origin = f"preset {task.preset}" if task.preset else FILE
     try:
         return set_constants(source, task.constants)

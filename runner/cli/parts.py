@@ -90,10 +90,13 @@ def data_root(state: Path) -> Path:
 
 
 def prepare_options(task: Task) -> PrepareOptions:
-    """What the data of this task are made of."""
+    """What the data of this task are made of.  Raises `UsageError` if it has none."""
     from runner.prepare import PrepareOptions
 
     data = task.data
+    if data is None:
+        message = "this task reports its own score: there are no data to prepare"
+        raise UsageError(message)
     return PrepareOptions(
         dataset=data.dataset,
         vocab_size=data.vocab_size,
@@ -124,6 +127,7 @@ def prepare_volume(
     from runner.sandbox.volumes import PreparedVolume
     from runner.trial import InputFile
 
+    assert task.prepare is not None
     code = [path for path in sorted((folder / task.prepare).glob("*.py")) if path != folder / task.editable]
     data = sorted((prepared.path / "prepare").iterdir())
     files = tuple(InputFile(name=path.name, path=path) for path in (*code, *data))
@@ -166,11 +170,18 @@ def data_volume(prepared: Prepared, labels: dict[str, str]) -> Iterator[Prepared
 
 
 def freeze(workspace: Workspace, checkout: Task, commit: str, folder: Path) -> Path:
-    """Copy what a run is made of, as committed, into its folder; later edits do not change a run under way."""
+    """Copy what a run is made of, as committed, into its folder; later edits do not change a run under way.
+
+    A command may read any file of its task, so a task that reports its score is copied whole.
+    """
     frozen = folder / "task"
     paths = [checkout.editable, checkout.prepare, checkout.brief, checkout.space, checkout.presets]
     for path in ["autoresearch.yaml", *(path for path in paths if path is not None)]:
         workspace.export(commit, path, frozen)
+    if checkout.score.reported:
+        from runner.measure_reported import MAX_BYTES, MAX_FILES
+
+        workspace.export_all(commit, frozen, max_bytes=MAX_BYTES, max_files=MAX_FILES)
     return frozen
 
 
@@ -179,6 +190,8 @@ def load_frozen(folder: Path, checkout_root: Path, preset: str | None, overrides
     from runner.task import load_task
 
     task = load_task(folder / "task", preset, overrides)
+    if task.data is None:
+        return task
     source = task.data.source
     if source is not None and source.is_relative_to(task.root):
         source = checkout_root / source.relative_to(task.root)

@@ -125,5 +125,6 @@ def _agent(name: AgentName, proposals: Path | None, session: Session) -> Agent:
         space=load_space(session.checkout.root / space, session.task.preset) if space else None,
         journal=session.folder / "tuner.jsonl",
         seed=header["seed"],
-        sequence_length=session.task.data.sequence_length,
+        sequence_length=session.task.data.sequence_length if session.task.data else 1,
+        maximise=session.task.score.maximise,
     )

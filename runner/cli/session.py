@@ -14,15 +14,17 @@ from runner import ledger
 from runner.cli import parts
 from runner.cli.app import run_folder
 from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
-from runner.cli.starting import Wanted, held, refuse_other_wishes, which_run
+from runner.cli.starting import Wanted, held, refuse_other_level, refuse_other_wishes, which_run
 from runner.errors import DataError
 from runner.ledger import Event, Ledger
 
 if TYPE_CHECKING:
     from runner.loop import Outcome, Stops
     from runner.measure import Measurer
+    from runner.measure_reported import ReportedMeasurer
     from runner.prepare import Prepared
-    from runner.protocols import Agent, View
+    from runner.protocols import Agent, Sandbox, View
+    from runner.sandbox.docker import Engine
     from runner.task import Task
     from runner.workspace import Workspace
 
@@ -51,22 +53,44 @@ class Session:
             return Loop(run, measurer, agent, self.view).run(stops)
 
     @contextmanager
-    def _measurer(self) -> Iterator[Measurer]:
+    def _measurer(self) -> Iterator[Measurer | ReportedMeasurer]:
         from runner import gpus
-        from runner.measure import Measurer
-        from runner.phases import PhaseImages, Place
         from runner.sandbox.docker import DockerSandbox
-        from runner.sandbox.volumes import provide
 
         header = self.ledger.state.header
         assert header is not None
         client = parts.connect()
         task = parts.within(self.task, client)
         labels = parts.owner_labels(self.workspace.state)
-        trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}
+        trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
         sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
         sandbox.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(sandbox, self.workspace.state)
+        if task.score.reported:
+            yield self._reporting(sandbox, task, header, trial_labels)
+        else:
+            with self._auditing(sandbox, client, task, header, trial_labels) as measurer:
+                yield measurer
+
+    def _reporting(
+        self, sandbox: Sandbox, task: Task, header: Event, labels: tuple[tuple[str, str], ...]
+    ) -> ReportedMeasurer:
+        from runner.measure_reported import ARCHIVE, ReportedMeasurer, pack
+
+        pack(self.folder / "task", self.folder / ARCHIVE)
+        return ReportedMeasurer(
+            sandbox, task, self.folder / ARCHIVE, image=header["image"], gpu=header["gpu"], labels=labels
+        )
+
+    @contextmanager
+    def _auditing(
+        self, sandbox: Sandbox, client: Engine, task: Task, header: Event, trial_labels: tuple[tuple[str, str], ...]
+    ) -> Iterator[Measurer]:
+        from runner.measure import Measurer
+        from runner.phases import PhaseImages, Place
+        from runner.sandbox.volumes import provide
+
+        labels = parts.owner_labels(self.workspace.state)
         prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
         prepared.verify()
         self._same_data(prepared)
@@ -84,7 +108,7 @@ class Session:
                 gpu=header["gpu"],
                 prepare_volumes=tuple((phase, volume.name) for phase, volume in fixed.items()),
                 data_volume=rows.name if rows else None,
-                labels=tuple(trial_labels.items()),
+                labels=trial_labels,
             )
             yield Measurer(sandbox, task, prepared, place)
 
@@ -132,6 +156,7 @@ def open_session(
         assert header is not None
         refuse_other_wishes(header, wanted)
         frozen = parts.load_frozen(folder, checkout.root, header["preset"], header["overrides"])
+        refuse_other_level(checkout, frozen, f"run {header['tag']!r}", "the two are never mixed on one branch; use --new")
         if not as_json:
             _tell(workspace, header, frozen, folder)
         yield Session(

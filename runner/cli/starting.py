@@ -98,6 +98,11 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     )
     overrides = wanted.overrides()
     task = parts.load_frozen(folder, checkout.root, preset, overrides)
+    refuse_other_level(checkout, task, f"the commit {head[:7]}", "commit it first")
+    if task.score.reported:
+        from runner.measure_reported import check_fits
+
+        check_fits(frozen, task)
     original = workspace.read(head, task.editable).decode()
     source = apply_preset(original, task)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -131,6 +136,15 @@ def _gpu_index(text: str | None) -> int:
         message = f"--gpus {text}: name one GPU by its index; several at once are not there yet"
         raise UsageError(message)
     return int(text)
+
+
+def refuse_other_level(checkout: Task, task: Task, what: str, advice: str) -> None:
+    """Numbers that were audited and numbers that were reported never share a branch.  Raises `UsageError`."""
+    if checkout.score.level != task.score.level:
+        message = (
+            f"autoresearch.yaml asks for score.level {checkout.score.level}, and {what} has {task.score.level}: {advice}"
+        )
+        raise UsageError(message)
 
 
 def refuse_other_wishes(header: Event, wanted: Wanted) -> None:
