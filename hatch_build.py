@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-TRAVELS = ("trainer", "images", "program.md", "autoresearch.yaml")
+TRAVELS = ("trainer", "images", "examples", "program.md", "autoresearch.yaml")
 """Read through `runner.resources`."""
 
 

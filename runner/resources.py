@@ -1,4 +1,4 @@
-"""Where the files are that travel with the package: trainer/, images/, program.md, autoresearch.yaml.
+"""Where the files are that travel with the package: trainer/, images/, examples/, program.md, autoresearch.yaml.
 
 In a wheel they lie in `runner/_data` (see hatch_build.py); in a checkout, beside `runner`.
 """

@@ -17,7 +17,7 @@ from runner.cli import app
 from runner.cli.app import Boundary, run_folder
 from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, Terminated, UsageError
 from runner.resources import resource
-from runner.task import choose_preset
+from runner.task import choose_preset, load_task
 from runner.trial import Ending, Record, Seconds, Verdict
 from runner.workspace import Workspace
 from tests.conftest import run_git
@@ -169,6 +169,82 @@ def test_init_makes_a_task_that_loads(tmp_path: Path) -> None:
     assert choose_preset(folder, cpu=False) == "smoke"
     assert choose_preset(folder, cpu=True, named="tiny") == "tiny"
     assert "not empty" in call("init", str(folder), code=2)
+
+
+def test_init_makes_a_task_from_an_example(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    call("init", "--example", "packing", str(folder))
+
+    assert run_git(folder, "status", "--porcelain") == ""
+    assert load_task(folder).score.metric == "sum_of_radii"
+    assert (folder / ".gitignore").read_text() == "__pycache__/\n.autoresearch/\n"
+    assert "not empty" in call("init", "--example", "packing", str(folder), code=2)
+    assert "--example pack: there are: packing" in call("init", "--example", "pack", str(tmp_path / "x"), code=2)
+    assert "there is no preset 'tiny'" in call("init", "--example", "packing", "--preset", "tiny", str(tmp_path / "x"), code=2)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def reporting(tmp_path: Path) -> Path:
+    """A task that reports its score."""
+    folder = tmp_path / "packing"
+    call("init", "--example", "packing", str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["prepare"], 2, "this task reports its own score: there are no data to prepare"),
+        (["prepare", "--dataset", "kjv"], 2, "flags: data: goes with score.level audited only, and this task's is reported"),
+        (["run", "--cpu", "--source", "."], 2, "flags: data: goes with score.level audited only"),
+        (["run", "--cpu", "--dataset", "kjv"], 2, "flags: data: goes with score.level audited only"),
+        (["run", "--cpu", "--preset", "smoke"], 2, "there is no preset 'smoke'; this task has: none"),
+        (["run", "--cpu"], 3, "autoresearch images build cpu"),
+    ],
+)
+def test_what_does_not_go_with_a_task_that_reports_its_score(reporting: Path, arguments: list[str], code: int, said: str) -> None:
+    assert said in call(arguments[0], "--task", str(reporting), *arguments[1:], code=code)
+    assert not list(reporting.glob(".autoresearch/*/journal.jsonl"))
+
+
+def test_doctor_wants_no_data_for_a_reported_score(reporting: Path) -> None:
+    result = CliRunner().invoke(app, ["doctor", "--task", str(reporting), "--json"], env=NO_ENGINE)
+    found = {row["check"]: row for row in map(json.loads, result.stdout.splitlines())}
+
+    assert found["data"] == {"check": "data", "ok": True, "needed": True, "detail": "none needed: the task's own command measures"}
+
+
+def test_a_level_that_is_not_committed_is_refused(reporting: Path, task: Path) -> None:
+    path = task / "autoresearch.yaml"
+    path.write_text((reporting / "autoresearch.yaml").read_text().replace("pack.py", "trainer/train.py").replace("space: space", "space: trainer/space"))
+
+    said = call("run", "--task", str(task), "--cpu", code=2)
+
+    assert "autoresearch.yaml asks for score.level reported, and the commit" in said
+    assert said.strip().endswith("has audited: commit it first")
+
+
+def test_a_run_is_not_continued_at_another_level(run_of: Path, reporting: Path) -> None:
+    (run_of / "autoresearch.yaml").write_text(
+        (reporting / "autoresearch.yaml").read_text().replace("pack.py", "trainer/train.py").replace("space: space", "space: trainer/space")
+    )
+
+    said = call("run", "--task", str(run_of), "--cpu", code=2)
+
+    assert said.strip() == (
+        "autoresearch: autoresearch.yaml asks for score.level reported, and run 'old' has audited: the two are never mixed on one branch; "
+        "use --new"
+    )
+
+
+def test_a_task_whose_files_leave_no_room_is_refused(reporting: Path) -> None:
+    with (reporting / "big").open("wb") as file:
+        file.truncate(40 << 20)
+    run_git(reporting, "add", "-A")
+    run_git(reporting, "commit", "-qm", "big")
+
+    assert "set limits.scratch_mb to twice that at least" in call("run", "--task", str(reporting), "--cpu", code=2)
 
 
 def test_looking_at_a_run(run_of: Path) -> None:

@@ -32,6 +32,8 @@ MIRROR = "AUTORESEARCH_MIRROR"
 VOLUMES_LOCK = "volumes.lock"
 """Held while prepared volumes are filled and checked."""
 
+GITIGNORE = "__pycache__/\n.autoresearch/\n"
+
 images_app = typer.Typer(no_args_is_help=True, help="Build and pin what trials run in.")
 app.add_typer(images_app, name="images")
 
@@ -48,8 +50,9 @@ class ImageKind(StrEnum):
 def init(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that does not exist or is empty.")],
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="The preset that holds in the new task.")] = None,
+    example: Annotated[str | None, typer.Option("--example", metavar="NAME", help="A shipped example in place of the trainer: packing.")] = None,
 ) -> None:
-    """Make a new task, a git repository of its own, from the shipped trainer."""
+    """Make a new task, a git repository of its own, from the shipped trainer or from an example."""
     from runner import workspace
     from runner.resources import resource
     from runner.task import apply_preset, load_task
@@ -57,6 +60,10 @@ def init(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         message = f"{folder} is there and not empty: name a new folder"
         raise UsageError(message)
+    if example is not None:
+        _copy_example(example, folder, preset)
+        typer.echo(f"a new task in {folder}; next, there: autoresearch images build cpu; autoresearch run --cpu")
+        return
     task = load_task(resource(), preset)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(resource("trainer"), folder / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
@@ -67,9 +74,24 @@ def init(
         path.write_text(apply_preset(path.read_text(), task))
         path = folder / "autoresearch.yaml"
         path.write_text(re.sub(r"(?m)^# preset: \S+ ", f"preset: {preset} ", path.read_text()))
-    (folder / ".gitignore").write_text("__pycache__/\n.autoresearch/\n")
+    (folder / ".gitignore").write_text(GITIGNORE)
     workspace.create(folder)
     typer.echo(f"a new task in {folder}; next, there: autoresearch images build cpu; autoresearch images build prepare; autoresearch run")
+
+
+def _copy_example(name: str, folder: Path, preset: str | None) -> None:
+    from runner import workspace
+    from runner.resources import resource
+    from runner.task import load_task
+
+    known = sorted(path.name for path in resource("examples").iterdir() if path.is_dir())
+    if name not in known:
+        message = f"--example {name}: there are: {', '.join(known)}"
+        raise UsageError(message)
+    load_task(resource("examples", name), preset)  # which says what is wrong with the preset
+    shutil.copytree(resource("examples", name), folder, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+    (folder / ".gitignore").write_text(GITIGNORE)
+    workspace.create(folder)
 
 
 @images_app.command("build")
@@ -192,12 +214,16 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     def data() -> str:
         from runner.errors import DataError
         from runner.prepare import data_key, find
-        from runner.task import load_task
+        from runner.task import choose_preset, load_task
 
-        options = parts.prepare_options(load_task(task, preset or "smoke"))
+        loaded = load_task(task, choose_preset(task, cpu=True, named=preset))
+        if loaded.score.reported:
+            return "none needed: the task's own command measures"
+        options = parts.prepare_options(loaded)
         found = find(parts.data_root(parts.open_workspace(task).state), options)
         if found is None:
-            message = f"{data_key(options)} is not prepared: `autoresearch prepare --preset {preset or 'smoke'}`"
+            flag = f" --preset {loaded.preset}" if loaded.preset else ""
+            message = f"{data_key(options)} is not prepared: `autoresearch prepare{flag}`"
             raise DataError(message)
         found.verify()
         return f"{found.path.name}, every hash as in its manifest"
