@@ -38,16 +38,19 @@ def clean(state: Path, *, shared: bool = True) -> str:
     them, and the cache of downloads.
     """
     from runner.cli.parts import owner_labels
-    from runner.images import BASE_REPOSITORY, list_images
+    from runner.images import BASE_REPOSITORY, copies, copying_labels, list_images
     from runner.sandbox.build import Builder
     from runner.sandbox.job import cache_volume, job_labels
 
     with Builder.connect() as engine:
         containers = volumes = 0
-        for labels in (owner_labels(state), job_labels(state / "data")):
+        for labels in (owner_labels(state), job_labels(state / "data"), copying_labels(state)):
             containers += engine.remove_containers(labels)
             volumes += engine.remove_volumes(labels)
-        images = sum(engine.remove(record.id) for record in list_images(state) if record.built_here)
+        images = 0
+        for record in list_images(state):
+            ours = [copy.id for copy in copies(engine, record)] if record.copied_here else []
+            images += sum(map(engine.remove, [*ours, record.id] if record.built_here else ours))
         if shared:
             volumes += engine.remove_volume(cache_volume())
             images += sum(engine.remove(base) for base in engine.tagged(BASE_REPOSITORY))

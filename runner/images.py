@@ -3,6 +3,10 @@
 A kind is a Debian base with a few packages plus the wheels of a lock.  The base comes from a registry by
 digest where one answers, otherwise from Debian packages; the wheels are downloaded and checked here, on the
 host, and installed in a build without network.
+
+What trials run in exists three times, once for each phase of a trial, with no layer in common: containers of
+one layer share its inodes, and with them the page cache and the dentry cache, through which the claim could
+tell the audit and the next training what it saw.
 """
 
 from __future__ import annotations
@@ -15,9 +19,10 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from runner.errors import EngineError, StateError, UsageError
 from runner.resources import resource
@@ -35,10 +40,15 @@ BASE_LABEL = "autoresearch.base"
 BASE_REPOSITORY = "autoresearch/base"
 BASE_NAME_LABEL = "autoresearch.base.name"
 KIND_LABEL = "autoresearch.kind"
+COPY_LABEL = "autoresearch.copy"
+"""On a copy: the id of the image it was made from."""
+PHASE_LABEL = "autoresearch.phase"
+COPIED_PHASES = ("claim", "audit")
+"""Training runs from the image as it was built."""
 TORCH_LABEL = "autoresearch.torch.sha256"
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
-CUDA_FREE_BYTES = 20 << 30
-"""Wheels 3 GB, installed twice while building."""
+CUDA_FREE_BYTES = 24 << 30
+"""Wheels 3 GB, installed twice while building; afterwards the image and its two copies."""
 PROBE = """\
 import importlib.util, json, platform
 facts = {"python": platform.python_version(), "torch": None, "cuda": None}
@@ -60,6 +70,11 @@ class Kind:
     """`cpu`, `cuda` or None."""
     keep_wheels: bool = True
 
+    @property
+    def copied(self) -> bool:
+        """Whether trials run in it, and so each phase in one of its own."""
+        return self.torch is not None
+
 
 _PYTHON_PACKAGES = ("python3", "libstdc++6", "libgomp1")
 KINDS = {
@@ -80,7 +95,7 @@ class ImageRecord:
 
     kind: str
     id: str
-    """The engine's id, `sha256:...`."""
+    """The engine's id, `sha256:...`; of a kind with copies: the one for training."""
     base: str
     """A registry's digest, or the id of the base made from packages."""
     torch: str | None
@@ -92,8 +107,23 @@ class ImageRecord:
     content: str
     """Hash of everything it is made from; another one means: build again."""
     size_bytes: int
+    """With the copies."""
     built_here: bool
     """False: it was in the engine already, so it is not ours to remove."""
+    claim_id: str | None = None
+    audit_id: str | None = None
+    """Ids of the copies for these phases; None where there are none: `prepare`, and before they are made."""
+    copied_here: bool = False
+    """A copy was made for this record, or was about to be: those of `id` are ours to remove."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseImages:
+    """What the phases of a trial run in: engine ids of images with no layer in common."""
+
+    train: str
+    claim: str
+    audit: str
 
 
 # ------------------------------------------------------------------------------------------------- records
@@ -119,6 +149,30 @@ def image_id(kind: str, state: Path) -> str:
             return record.id
     message = f"no {kind} image was built yet; run: autoresearch images build {kind}"
     raise EngineError(message)
+
+
+def image_ids(kind: str, state: Path) -> PhaseImages:
+    """The ids of the images of this kind by phase.  Raises `EngineError` if they were not all made yet."""
+    for record in list_images(state):
+        if record.kind == kind and record.claim_id is not None and record.audit_id is not None:
+            return PhaseImages(train=record.id, claim=record.claim_id, audit=record.audit_id)
+    message = f"no {kind} images for every phase of a trial yet; run: autoresearch images build {kind}"
+    raise EngineError(message)
+
+
+def copying_labels(state: Path) -> dict[str, str]:
+    """Labels of the containers that copies are read from for this state folder."""
+    place = hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12]
+    return {
+        "autoresearch.role": "copy",
+        "autoresearch.owner": str(os.getuid()),
+        "autoresearch.copying": place,
+    }
+
+
+def copies(engine: Builder, record: ImageRecord) -> list[Built]:
+    """The copies that the engine has of the record's image, recorded or not."""
+    return engine.find_all({COPY_LABEL: record.id})
 
 
 def _write(record: ImageRecord, state: Path) -> None:
@@ -203,14 +257,76 @@ class _Work:
 
     def run(self) -> tuple[ImageRecord, str]:
         """The record, and what was done."""
-        for record in list_images(self._state):
-            image = self._engine.get(record.id) if record.kind == self._kind.name else None
-            if image is not None and image.labels.get(CONTENT_LABEL) == self._content == record.content:
-                return record, "is up to date"
-        found = self._engine.find(CONTENT_LABEL, self._content)
+        old = next((known for known in list_images(self._state) if known.kind == self._kind.name), None)
+        record, done = self._current(old)
+        if self._kind.copied:
+            whole = self._with_copies(record)
+            if whole != record:
+                done += " and copied for each phase"
+            record = whole
+        if old is not None and old.id != record.id and old.copied_here:
+            for copy in copies(self._engine, old):
+                self._engine.remove(copy.id)
+        return record, done
+
+    def _current(self, old: ImageRecord | None) -> tuple[ImageRecord, str]:
+        """The record of the image itself, and what was done."""
+        if old is not None:
+            image = self._engine.get(old.id)
+            if image is not None and image.labels.get(CONTENT_LABEL) == self._content == old.content:
+                return old, "is up to date"
+        found = self._engine.find({CONTENT_LABEL: self._content})
         record = self._record(found or self._build(), built_here=found is None)
         _write(record, self._state)
         return record, "was in the engine already" if found else "built"
+
+    def _with_copies(self, record: ImageRecord) -> ImageRecord:
+        """The record with an image for each phase, those made now that the engine lacks."""
+        found = {
+            phase: self._engine.find({COPY_LABEL: record.id, PHASE_LABEL: phase}) for phase in COPIED_PHASES
+        }
+        if None in found.values():
+            # Before the first is made: whatever happens then, `clean` removes it.
+            record = replace(record, copied_here=True)
+            _write(record, self._state)
+            self._engine.remove_containers(copying_labels(self._state))  # of a build that was killed
+        claim, audit = (found[phase] or self._copy(record, phase) for phase in COPIED_PHASES)
+        made = [image for image in (self._engine.get(record.id), claim, audit) if image is not None]
+        layers = [set(image.layers) for image in made]
+        if len(set().union(*layers)) < sum(map(len, layers)):
+            message = (
+                f"the engine did not keep the {record.kind} images of the phases apart: they share a layer"
+            )
+            raise EngineError(message)
+        size = sum(image.size_bytes for image in made)
+        whole = replace(record, claim_id=claim.id, audit_id=audit.id, size_bytes=size)
+        if whole != record:
+            _write(whole, self._state)
+        return whole
+
+    def _copy(self, record: ImageRecord, phase: str) -> Built:
+        watch = Stopwatch()
+        copy = self._engine.copy(
+            record.id,
+            f"autoresearch-{phase}",
+            labels={KIND_LABEL: record.kind, COPY_LABEL: record.id, PHASE_LABEL: phase},
+            name=f"autoresearch/{record.kind}-{phase}:{record.id.partition(':')[2][:12]}",
+            container_labels=copying_labels(self._state),
+            say=self._say,
+        )
+        try:
+            self._try_copy(record, phase, copy)
+        except EngineError:
+            self._engine.remove(copy.id)
+            raise
+        self._say(f"images: copied for {phase}, with no layer in common ({watch})")
+        return copy
+
+    def _try_copy(self, record: ImageRecord, phase: str, copy: Built) -> None:
+        facts = self._facts(copy)
+        if (facts["python"], facts["torch"]) != (record.python, record.torch):
+            message = f"the copy of the {record.kind} image for {phase} is not what it was made from: {facts}"
+            raise EngineError(message)
 
     def _build(self) -> Built:
         self._engine.remove_old_halves()
@@ -254,7 +370,7 @@ class _Work:
 
     def _record(self, image: Built, *, built_here: bool) -> ImageRecord:
         watch = Stopwatch()
-        facts = json.loads(self._engine.run(image.id, ["python3", "-c", PROBE], say=self._say))
+        facts = self._facts(image)
         has_cuda = facts["cuda"] is not None
         if not str(facts["python"]).startswith(f"{PYTHON}.") or has_cuda != (self._kind.torch == "cuda"):
             message = f"the {self._kind.name} image is not what its lock says: {facts}"
@@ -273,6 +389,12 @@ class _Work:
             size_bytes=image.size_bytes,
             built_here=built_here,
         )
+
+    def _facts(self, image: Built) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(
+            self._engine.run(image.id, ["python3", "-c", PROBE], say=self._say)
+        )
+        return facts
 
     # -------------------------------------------------------------------------------------------- the base
 

@@ -205,11 +205,16 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
 
         state = parts.open_workspace(task).state
         known = {found["Id"] for found in parts.connect().api.images(all=True)}
-        gone = [record.kind for record in images.list_images(state) if record.id not in known]
+        gone = [
+            record.kind
+            for record in images.list_images(state)
+            if not {record.id, record.claim_id, record.audit_id} - {None} <= known
+        ]
         if gone:
             message = f"the engine no longer has: {', '.join(gone)}; `autoresearch images build {gone[0]}`"
             raise EngineError(message)
-        return f"cpu {images.image_id('cpu', state)[7:19]}"
+        ids = images.image_ids("cpu", state)
+        return f"cpu {ids.train[7:19]}, for claims {ids.claim[7:19]}, for audits {ids.audit[7:19]}"
 
     def data() -> str:
         from runner.errors import DataError

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -25,6 +26,7 @@ OLD = "2h"
 SILENT_SECONDS = 1800
 """Installing several GB says nothing for minutes."""
 CHUNK = 1 << 20
+END_OF_ARCHIVE = bytes(2 * tarfile.BLOCKSIZE)
 TAIL_LINES = 20
 PROBE_MEMORY = 4 << 30
 
@@ -36,6 +38,8 @@ class Built:
     id: str
     labels: Mapping[str, str]
     size_bytes: int
+    layers: tuple[str, ...]
+    """Content hashes; images with a layer in common share its files, and what the kernel keeps of them."""
 
 
 class Builder:
@@ -74,12 +78,16 @@ class Builder:
             except docker.errors.ImageNotFound:
                 return None
 
-    def find(self, label: str, value: str) -> Built | None:
-        """The newest tagged image that carries the label."""
+    def find(self, labels: Mapping[str, str]) -> Built | None:
+        """The newest tagged image that carries all `labels`."""
+        return next(iter(self.find_all(labels)), None)
+
+    def find_all(self, labels: Mapping[str, str]) -> list[Built]:
+        """The tagged images that carry all `labels`, the newest first."""
         with engine_errors():
-            images = self._client.images.list(filters={"label": f"{label}={value}", "dangling": False})
-            newest = max(images, key=lambda image: str(image.attrs.get("Created", "")), default=None)
-        return None if newest is None else _built(newest)
+            images = self._client.images.list(filters={**_filter(labels), "dangling": False})
+            images.sort(key=lambda image: str(image.attrs.get("Created", "")), reverse=True)
+        return [_built(image) for image in images]
 
     def registry_digest(self, reference: str) -> str | None:
         """The digest a registry gives for `reference` now, or None where no registry can be reached."""
@@ -130,6 +138,36 @@ class Builder:
                 decode=True,
             )
             _follow(stream, name, beat)
+            return self._known(name)
+
+    def copy(
+        self,
+        image: str,
+        marker: str,
+        *,
+        labels: Mapping[str, str],
+        name: str,
+        container_labels: Mapping[str, str],
+        say: Say,
+    ) -> Built:
+        """Make an image of one layer with the files and settings of `image`, and tag it `name`.
+
+        The layer also has the file /`marker`: engines keep layers of equal content once.  The files stream through
+        here and are kept nowhere on the way.  `container_labels` are for the container, never started, that they are
+        read from.  Whatever way it ends, neither it nor half an image stays behind.
+        """
+        build = uuid.uuid4().hex
+        repository, tag = name.rsplit(":", 1)
+        with self._leaving_nothing(build), engine_errors(image), Heartbeat(f"copying to {name}", say) as beat:
+            settings = self._client.images.get(image).attrs["Config"]
+            container = self._client.containers.create(
+                image, ["true"], network_mode="none", labels={**container_labels, BUILD_LABEL: build}
+            )
+            files = self._client.api.export(str(container.id), CHUNK)
+            answer = self._client.api.import_image_from_stream(
+                _marked(marker, files), repository=repository, tag=tag, changes=_changes(settings, labels)
+            )
+            _follow(map(json.loads, answer.splitlines()), name, beat)
             return self._known(name)
 
     def _known(self, name: str) -> Built:
@@ -232,7 +270,39 @@ def _filter(labels: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _built(image: Any) -> Built:
-    return Built(id=str(image.id), labels=dict(image.labels), size_bytes=int(image.attrs["Size"]))
+    return Built(
+        id=str(image.id),
+        labels=dict(image.labels),
+        size_bytes=int(image.attrs["Size"]),
+        layers=tuple(image.attrs["RootFS"].get("Layers") or ()),
+    )
+
+
+def _changes(settings: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
+    """The settings of an image as instructions: an import takes over none by itself."""
+    variables = [entry.partition("=") for entry in settings["Env"] or ()]
+    return [
+        *(f"ENV {name}={json.dumps(value)}" for name, _, value in variables),
+        *(f"LABEL {name}={json.dumps(value)}" for name, value in labels.items()),
+        f"USER {settings['User']}",
+        f"WORKDIR {settings['WorkingDir']}",
+        f"CMD {json.dumps(settings['Cmd'])}",
+    ]
+
+
+def _marked(marker: str, archive: Iterable[bytes]) -> Iterator[bytes]:
+    """The tar `archive` with an empty file `marker` before its members; raises `EngineError` if it ends too early.
+
+    The error breaks off the import, so that nothing is made of half an archive.
+    """
+    yield tarfile.TarInfo(marker).tobuf()
+    end = b""
+    for chunk in archive:
+        yield chunk
+        end = (end + chunk)[-len(END_OF_ARCHIVE) :]
+    if end != END_OF_ARCHIVE:
+        message = "the engine broke off in the middle of an image"
+        raise EngineError(message)
 
 
 def _context(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
@@ -245,7 +315,7 @@ def _context(files: Sequence[tuple[str, Path]]) -> Iterator[bytes]:
             while chunk := source.read(CHUNK):
                 yield chunk
         yield bytes(-info.size % tarfile.BLOCKSIZE)
-    yield bytes(2 * tarfile.BLOCKSIZE)
+    yield END_OF_ARCHIVE
 
 
 def _follow(stream: Iterator[dict[str, Any]], name: str, beat: Heartbeat) -> None:

@@ -46,8 +46,22 @@ def test_clean(
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
     record = next(known for known in images.list_images(STATE) if known.kind == "cpu")
-    recorded = {"cpu": {**asdict(record), "id": small_image, "built_here": built_here}}
+    recorded = {
+        "cpu": {**asdict(record), "id": small_image, "built_here": built_here, "copied_here": built_here}
+    }
     (ours / "images.json").write_text(json.dumps(recorded))
+    with Builder.connect() as builder:
+        copy = builder.copy(
+            small_image,
+            "marker",
+            labels={images.COPY_LABEL: small_image},
+            name=f"autoresearch/test:{uuid.uuid4().hex}",
+            container_labels={},
+            say=print,
+        ).id
+    reading = engine.containers.create(
+        small_image, ["true"], labels=images.copying_labels(ours), network_mode="none"
+    )
     made: list[Any] = []
     for state in (ours, theirs):
         labels = owner_labels(state)
@@ -55,8 +69,8 @@ def test_clean(
         made.append(engine.volumes.create(labels=labels))
     made[0].start()
     try:
-        assert clean(ours, shared=False) == f"1 containers, 1 volumes, {int(built_here)} images"
-        for thing in made[:2]:
+        assert clean(ours, shared=False) == f"2 containers, 1 volumes, {2 * built_here} images"
+        for thing in (*made[:2], reading):
             with pytest.raises(docker.errors.NotFound):
                 thing.reload()
         for thing in made[2:]:
@@ -64,7 +78,10 @@ def test_clean(
         assert bool(engine.images.list(filters={"label": f"autoresearch.kind={record.kind}"}))
         with Builder.connect() as builder:
             assert (builder.get(small_image) is None) == built_here
+            assert (builder.get(copy) is None) == built_here
     finally:
+        with Builder.connect() as builder:
+            builder.remove(copy)
         for thing in made[2:]:
             thing.remove()
 

@@ -201,9 +201,129 @@ def test_building_again_does_nothing_and_another_state_adopts(tmp_path: Path, cp
     assert len(said) == 1
     assert "is up to date" in said[0]
     other = images.build("cpu", tmp_path / "other", said.append)
-    assert (other.id, other.built_here) == (cpu_image, False)
+    assert (other.id, other.built_here, other.copied_here) == (cpu_image, False, False)
+    assert images.image_ids("cpu", tmp_path / "other") == images.image_ids("cpu", STATE)
     assert "was in the engine already" in said[-1]
     assert json.loads((tmp_path / "other" / "images.json").read_text())["cpu"]["torch"] == "2.13.0+cpu"
+
+
+# ------------------------------------------------------------------------------------ an image for each phase
+
+FILES = """\
+import os
+for path in ("/bin/sh", "/usr/lib/python3.11/os.py", "/usr/local/lib/python3.11/dist-packages/torch/__init__.py"):
+    print(os.stat(path).st_ino, os.stat(path).st_dev)
+"""
+
+
+def test_the_phases_images_share_no_layer_and_no_inode(engine: DockerClient, shell: Shell) -> None:
+    ids = images.image_ids("cpu", STATE)
+    kept = [engine.images.get(image).attrs for image in (ids.train, ids.claim, ids.audit)]
+    layers = [layer for facts in kept for layer in facts["RootFS"]["Layers"]]
+    assert len(set(layers)) == len(layers)
+    for facts in kept:
+        for name in ("User", "WorkingDir", "Cmd", "Env"):
+            assert facts["Config"][name] == kept[0]["Config"][name]
+    seen = [shell(image, f"python3 -c '{FILES}'") for image in (ids.train, ids.claim, ids.audit)]
+    # overlay shows the lower file's inode number, and all these layers lie on one file system.
+    assert len({line.split()[0] for text in seen for line in text.splitlines()}) == 9
+    assert shell(ids.train, f"python3 -c '{FILES}'").split()[::2] == seen[0].split()[::2], (
+        "the same image has the same"
+    )
+
+
+def test_the_phases_images_have_the_same_files(shell: Shell) -> None:
+    ids = images.image_ids("cpu", STATE)
+    # What the engine makes in every container is not the image's.
+    listing = (
+        "cd /; find . -xdev \\( -path ./etc/hosts -o -path ./etc/hostname -o -path ./etc/resolv.conf -o -path ./etc/mtab "
+        "-o -path ./.dockerenv -o -path './dev*' -o -path ./proc -o -path ./sys -o -name 'autoresearch-*' -o -path ./sbin/docker-init "
+        "-o -path ./usr/sbin/docker-init \\) -prune -o -printf '%y %m %U %G %P %l' -type f -printf ' %s %T@' -o -printf '\\n' | sort | sha256sum"
+    )
+    said = [shell(image, listing, user="0") for image in (ids.train, ids.claim, ids.audit)]
+    assert said[0] == said[1] == said[2]
+    assert shell(ids.claim, "ls / | grep autoresearch").split() == ["autoresearch-claim"]
+
+
+@pytest.fixture
+def small(engine: DockerClient, tmp_path: Path) -> Iterator[str]:
+    """A tagged image of one file with settings of its own."""
+    name = f"autoresearch/test:{tmp_path.name.lower().replace('_', '-')}"
+    (tmp_path / "Dockerfile").write_text(
+        'FROM scratch\nCOPY big /big\nENV A="b c"\nUSER 1:2\nWORKDIR /d\nCMD ["x", "y"]\n'
+    )
+    (tmp_path / "big").write_bytes(b"01234567" * (5 << 17))
+    files = [("Dockerfile", tmp_path / "Dockerfile"), ("big", tmp_path / "big")]
+    with Builder.connect() as builder:
+        yield builder.build(
+            files, arguments={}, labels={"test": "small"}, name=name, network=False, say=print
+        ).id
+        builder.remove(name)
+        builder.remove(f"{name}-copy")
+
+
+def copy(builder: Builder, image: str, tmp_path: Path) -> str:
+    made = builder.copy(
+        image,
+        "marker",
+        labels={"test": "copy"},
+        name=f"autoresearch/test:{tmp_path.name.lower().replace('_', '-')}-copy",
+        container_labels={"autoresearch.role": "test"},
+        say=print,
+    )
+    return made.id
+
+
+def all_of(engine: DockerClient) -> tuple[set[str], set[str]]:
+    """Of the tests: containers, and images with or without a name."""
+    containers = engine.api.containers(all=True, filters={"label": "autoresearch.role=test"})
+    return {found["Id"] for found in containers}, {found["Id"] for found in engine.api.images(all=False)}
+
+
+def test_a_copy_has_one_layer_the_settings_and_nothing_else_stays(
+    engine: DockerClient, small: str, tmp_path: Path
+) -> None:
+    containers, before = all_of(engine)
+    with Builder.connect() as builder:
+        made = copy(builder, small, tmp_path)
+    facts = engine.images.get(made).attrs
+    assert len(facts["RootFS"]["Layers"]) == 1
+    assert [facts["Config"][name] for name in ("User", "WorkingDir", "Cmd", "Env")] == [
+        "1:2", "/d", ["x", "y"], ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "A=b c"],
+    ]  # fmt: skip
+    assert facts["Config"]["Labels"] == {"test": "copy"}
+    assert all_of(engine) == (containers, {*before, made})
+
+
+class BreaksOff:
+    """A client, or its `api`, whose exports stop after a part."""
+
+    def __init__(self, real: Any, how: type[BaseException] | None) -> None:
+        self._real, self._how = real, how
+
+    def __getattr__(self, name: str) -> Any:
+        return BreaksOff(self._real.api, self._how) if name == "api" else getattr(self._real, name)
+
+    def export(self, container: str, chunk_size: int) -> Iterator[bytes]:
+        yield next(self._real.export(container, chunk_size))
+        if self._how is not None:
+            raise self._how
+
+
+@pytest.mark.parametrize(
+    ("how", "seen"), [(OSError, EngineError), (KeyboardInterrupt, KeyboardInterrupt), (None, EngineError)]
+)
+def test_a_copy_that_breaks_off_leaves_nothing(
+    engine: DockerClient,
+    small: str,
+    tmp_path: Path,
+    how: type[BaseException] | None,
+    seen: type[BaseException],
+) -> None:
+    before = all_of(engine)
+    with pytest.raises(seen):
+        copy(Builder(BreaksOff(engine, how)), small, tmp_path)  # type: ignore[arg-type]
+    assert all_of(engine) == before
 
 
 EXTENSION = r"""
