@@ -1,73 +1,178 @@
-"""Pure: what is done with a measured candidate.
+"""Pure: what is done with a measured candidate, and what has to be measured before that can be said.
 
-The noise of one measurement, sigma, is a standard deviation pooled from a shipped prior for the preset
-and the run's own baselines, because three baselines alone give less than half the true value in a fifth
-of all runs.  A candidate is kept only if its gain over the champion's mean exceeds what noise explains.
+Scores are what is compared: val_bpb with its charge.  A candidate is kept if its gain over the champion's mean exceeds
+what noise explains.  One measurement is enough where that is clear; near the line candidate and champion are measured
+again with other seeds, and the means of everything that was measured decide.  docs/verdict.md has the reasons and
+what the thresholds cost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
-from runner.trial import Verdict
+from runner.noise import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """The constants of a decision; they come from the preset."""
+    """The constants of a decision; they come from the task (`judge` in autoresearch.yaml, with reasons)."""
 
     sigma_prior: float
-    """Standard deviation of val_bpb over seeds, measured beforehand, bits per byte."""
+    """Standard deviation of a score over seeds, measured beforehand."""
     sigma_prior_weight: int
     """Degrees of freedom that the prior counts for."""
     tau: float
-    """The smallest gain worth keeping, bits per byte."""
+    """The smallest gain worth keeping."""
     k: float
     """How many standard errors of the difference a gain must exceed."""
+    k_at_once: float
+    """The same as long as the candidate was measured only once."""
+    near: float
+    """A gain of fewer standard errors is not measured again."""
+    repeats: int
+    """How often a candidate is measured again at most."""
+    champion_measurements: int
+    """How often one champion is measured at most."""
+    quarantine: float | None = None
+    """A larger gain is not believed from one measurement; None: any is."""
+    simpler_by: float
+    """Part of the champion's code that a simplification does without."""
+    simpler_k: float
+    """By how many standard errors a simplification must be better than `tau` worse than the best so far."""
+    maximise: bool = False
+    """True if higher scores are better (a reported metric may be such)."""
+
+
+class Next(StrEnum):
+    """What follows from a look at the scores."""
+
+    KEEP = "keep"
+    DISCARD = "discard"
+    REPEAT = "repeat"
+    """Measure the candidate again."""
+    REPEAT_CHAMPION = "repeat the champion"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The scores of one file."""
+
+    scores: tuple[float, ...]
+    errors: tuple[float, ...] = ()
+    """Standard error of each score from its audit alone; none for those that are missing."""
+
+    @property
+    def mean(self) -> float:
+        """Of all measurements; none is left out, nor weighs less."""
+        return math.fsum(self.scores) / len(self.scores)
+
+    def variance(self, sigma: float) -> float:
+        """Of the mean, if one measurement has the standard deviation `sigma`."""
+        count = len(self.scores)
+        return (sigma**2 + math.fsum(error**2 for error in self.errors) / count) / count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Everything that a decision rests on."""
+
+    candidate: Sample
+    champion: Sample
+    best: Sample
+    """Of all champions so far the one with the best mean; simplifications are measured against it."""
+    noise: Noise
+    champion_tries: int = 0
+    """How often the champion was measured, with or without a score."""
+    detectable: float = 0.0
+    """Gain that a blind liar could hide from the candidate's audits."""
+    smaller: float = 0.0
+    """Part of the champion's code that the candidate does without; negative if it has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """A verdict with everything that led to it."""
+    """What follows, with everything that led to it."""
 
-    verdict: Verdict
+    next: Next
     reason: str
     gain: float
-    sigma: float
+    """Against the champion; positive is better."""
     threshold: float
 
 
-def pooled_sigma(rule: Rule, groups: Sequence[Sequence[float]]) -> float:
-    """Standard deviation of one measurement, bits per byte.
-
-    `groups` are repeated measurements of the same tree each.  Variances are pooled by degrees of freedom
-    (the prior counts for `sigma_prior_weight`).
-    """
-    squares = rule.sigma_prior_weight * rule.sigma_prior**2
-    freedom = rule.sigma_prior_weight
-    for group in groups:
-        mean = math.fsum(group) / len(group)
-        squares += math.fsum((value - mean) ** 2 for value in group)
-        freedom += len(group) - 1
-    return math.sqrt(squares / freedom) if freedom else 0.0
-
-
-def judge(score: float, champion: Sequence[float], sigma: float, rule: Rule) -> Judgement:
-    """Keep or discard one finite `score` against the champion's measurements (all bits per byte).
+def judge(case: Case, rule: Rule) -> Judgement:
+    """Look at the scores once.
 
     Raises `ValueError` if a score is not finite: NaN never compares.
     """
-    if not all(math.isfinite(value) for value in (score, *champion)):
+    scores = (*case.candidate.scores, *case.champion.scores, *case.best.scores)
+    if not all(math.isfinite(value) for value in scores):
         message = "a score that is not finite cannot be judged"
         raise ValueError(message)
-    gain = math.fsum(champion) / len(champion) - score
-    error = sigma * math.sqrt(1 + 1 / len(champion))
-    threshold = max(rule.tau, rule.k * error)
-    keep = gain > threshold
-    verb = "exceeds" if keep else "does not exceed"
-    reason = f"gain {gain:+.4f} {verb} {threshold:.4f} ({rule.k:g} standard errors of {error:.4f}, at least {rule.tau:g})"
-    return Judgement(
-        verdict=Verdict.KEEP if keep else Verdict.DISCARD, reason=reason, gain=gain, sigma=sigma, threshold=threshold
-    )
+    gain, error = _difference(case.candidate, case.champion, case, rule)
+    count = len(case.candidate.scores)
+    k = rule.k_at_once if count == 1 else rule.k
+    threshold = max(rule.tau, k * error, case.detectable)
+
+    def found(what: Next, reason: str) -> Judgement:
+        return Judgement(next=what, reason=reason, gain=gain, threshold=threshold)
+
+    measured = f"{_times(count)} against {len(case.champion.scores)} of the champion"
+    needed = f"the {_spell(threshold)} needed ({_largest(rule, k, error, case.detectable)}); {measured}"
+    if gain > threshold:
+        kept = f"gain {_spell(gain, signed=True)} is more than {needed}"
+        if rule.quarantine is None or gain <= rule.quarantine:
+            return found(Next.KEEP, kept)
+        if count == 1:
+            return found(Next.REPEAT, f"gain {_spell(gain, signed=True)} is implausibly large: measured again before it is believed")
+        return found(Next.KEEP, f"{kept}; quarantined as implausibly large, measured again, and there again")
+    if case.smaller >= rule.simpler_by:
+        simpler = _simpler(case, rule)
+        if simpler is not None:
+            return found(*simpler)
+    worth = gain > max(rule.near * error, rule.tau - error)
+    if worth and len(case.champion.scores) <= count and case.champion_tries < rule.champion_measurements:
+        return found(Next.REPEAT_CHAMPION, f"gain {_spell(gain, signed=True)} is near {needed}")
+    if worth and count <= rule.repeats:
+        return found(Next.REPEAT, f"gain {_spell(gain, signed=True)} is near {needed}")
+    return found(Next.DISCARD, f"gain {_spell(gain, signed=True)} is not more than {needed}")
+
+
+def _difference(one: Sample, other: Sample, case: Case, rule: Rule) -> tuple[float, float]:
+    """How much better the first sample's mean is, and the standard error of that."""
+    gain = one.mean - other.mean if rule.maximise else other.mean - one.mean
+    return gain, math.sqrt(one.variance(case.noise.sigma) + other.variance(case.noise.sigma))
+
+
+def _simpler(case: Case, rule: Rule) -> tuple[Next, str] | None:
+    """What follows from less code; None: nothing, the gain alone decides."""
+    gain, error = _difference(case.candidate, case.best, case, rule)
+    less = f"{case.smaller:.0%} less code"
+    if gain + rule.tau > rule.simpler_k * error:
+        return Next.KEEP, (
+            f"simplification: {less}, and not worse than the best so far by {_spell(rule.tau)} or more "
+            f"({_spell(gain, signed=True)} with a standard error of {_spell(error)}, on {_times(len(case.candidate.scores))})"
+        )
+    if gain + rule.tau > 0 and len(case.candidate.scores) <= rule.repeats:
+        return Next.REPEAT, f"{less}: measured again, to see that it is not worse"
+    return None
+
+
+def _times(count: int) -> str:
+    return "1 measurement" if count == 1 else f"{count} measurements"
+
+
+def _largest(rule: Rule, k: float, error: float, detectable: float) -> str:
+    """Which of its parts sets the threshold."""
+    parts = {
+        f"{k:g} standard errors of {_spell(error)}": k * error,
+        "the smallest gain worth keeping": rule.tau,
+        "what an audit might miss": detectable,
+    }
+    return max(parts, key=lambda name: parts[name])
+
+
+def _spell(value: float, *, signed: bool = False) -> str:
+    return f"{value:+.5f}" if signed else f"{value:.5f}"

@@ -6,6 +6,7 @@ moment, the next start knows what was under way.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import fcntl
 import json
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import StateError
-from runner.trial import Ending, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
@@ -36,6 +37,17 @@ class OpenTrial:
     commit: str | None = None
     failures: tuple[str, ...] = ()
     """What the engine said each time that it failed under this trial."""
+    measured: tuple[Event, ...] = ()
+    """Its measurements so far, as JSON values; what was confirmed has taken the place of what was not."""
+    confirmed: frozenset[int] = frozenset()
+    """Indices into `measured`."""
+
+    def with_measurement(self, event: Event) -> OpenTrial:
+        """With what a `measured` or `confirmed` event says."""
+        index = event["index"]
+        measured = (*self.measured[:index], event["measurement"], *self.measured[index + 1 :])
+        confirmed = self.confirmed | {index} if event["event"] == "confirmed" else self.confirmed
+        return dataclasses.replace(self, measured=measured, confirmed=confirmed)
 
 
 @dataclass(kw_only=True)
@@ -44,35 +56,55 @@ class State:
 
     header: Event | None = None
     records: list[Record] = field(default_factory=list)
-    open: OpenTrial | None = None
+    """By number; a champion that was measured again while a candidate waited has the higher one."""
+    opened: dict[int, OpenTrial] = field(default_factory=dict)
+    """By number: trials that were proposed and not judged yet."""
     data: str | None = None
     """Digest of the prepared data that every trial of the run uses."""
     unfinished: int | None = None
-    """Index into `records` of a judged trial whose effects (branch, note) may not all have happened."""
+    """Number of a judged trial whose effects (branch, note) may not all have happened."""
+
+    @property
+    def open(self) -> OpenTrial | None:
+        """The trial that is under way: a candidate, while the champion may be measured again for its sake."""
+        return self.opened[min(self.opened)] if self.opened else None
 
     def next_trial(self) -> int:
         """The number of the next new trial."""
-        last = self.records[-1].trial if self.records else -1
-        return max(last, self.open.trial if self.open else -1) + 1
+        return max([record.trial for record in self.records[-1:]] + [*self.opened, -1]) + 1
+
+    def record(self, trial: int) -> Record:
+        """The record of a judged trial."""
+        return next(record for record in reversed(self.records) if record.trial == trial)
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
         match event["event"]:
             case "run":
                 self.header = event
-            case "proposed":
-                self.open = OpenTrial(trial=event["trial"], proposed=event)
-            case "candidate" if self.open:
-                self.open = dataclasses.replace(self.open, commit=event["commit"])
-            case "failed" if self.open:
-                self.open = dataclasses.replace(self.open, failures=(*self.open.failures, event["reason"]))
             case "data":
                 self.data = event["digest"]
-            case "judged":
-                self.records.append(record_from_json(event["record"]))
-                self.open, self.unfinished = None, len(self.records) - 1
             case "done":
                 self.unfinished = None
+            case "proposed":
+                self.opened[event["trial"]] = OpenTrial(trial=event["trial"], proposed=event)
+            case "judged":
+                record = record_from_json(event["record"])
+                bisect.insort(self.records, record, key=lambda known: known.trial)
+                self.opened.pop(record.trial, None)
+                self.unfinished = record.trial
+            case "candidate" | "failed" | "measured" | "confirmed" if event["trial"] in self.opened:
+                self.opened[event["trial"]] = _further(self.opened[event["trial"]], event)
+
+
+def _further(opened: OpenTrial, event: Event) -> OpenTrial:
+    match event["event"]:
+        case "candidate":
+            return dataclasses.replace(opened, commit=event["commit"])
+        case "failed":
+            return dataclasses.replace(opened, failures=(*opened.failures, event["reason"]))
+        case _:
+            return opened.with_measurement(event)
 
 
 class Ledger:
@@ -222,6 +254,9 @@ def record_from_json(value: Event) -> Record:
     value["ending"] = Ending(value["ending"]) if value["ending"] else None
     value["summary"] = tuple((name, word) for name, word in value["summary"])
     value["losses"] = tuple((step, loss) for step, loss in value["losses"])
+    value["audit"] = AuditFacts(**value["audit"]) if value.get("audit") else None
+    value["measurements"] = tuple(Measured(**one) for one in value.get("measurements", ()))
+    value["sigma_interval"] = tuple(value["sigma_interval"]) if value.get("sigma_interval") else None
     return Record(**value)
 
 

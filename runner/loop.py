@@ -1,25 +1,64 @@
-"""Propose, make the candidate, run the trial, judge, record; and again.  It can be interrupted anywhere."""
+"""Propose, make the candidate, measure, judge, record; and again.  It can be interrupted anywhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import structlog
 
+from runner.coarse import told, told_one
 from runner.errors import BaselineError, EngineError
-from runner.ledger import Event, OpenTrial
-from runner.measure import Measurement, Measurer, caps
+from runner.ledger import OpenTrial
+from runner.measure import Caps, Measurement, caps
 from runner.protocols import Agent, View
 from runner.run import Run
-from runner.trial import Ending, Kind, Proposal, Record, Refusal, Verdict
+from runner.trial import Ending, Progress, Proposal, Record, Refusal, Verdict
+from runner.tried import OPEN, Gate, tried_in
+from runner.verdicts import Do, Step
 
 log = structlog.get_logger()
 
 ENGINE_FAILURES = 3
 """A trial under which the engine failed so often is given up, or no run could ever get past it."""
+RUNNER = "runner"
+"""Who proposes to measure the champion again."""
+
+
+class Measures(Protocol):
+    """What measures candidates; `runner.measure.Measurer` is one."""
+
+    def measure(
+        self,
+        trial: int,
+        folder: Path,
+        *,
+        seed: int,
+        caps: Caps,
+        references: Sequence[Path],
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> Measurement:
+        """Measure the candidate in `folder`/train.py, which keeps what `confirm` needs."""
+        ...
+
+    def confirm(
+        self,
+        trial: int,
+        folder: Path,
+        measured: Measurement,
+        *,
+        caps: Caps,
+        references: Sequence[Path],
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> Measurement:
+        """Audit what was `measured` in `folder` once more; an ending other than `finished`: it does not hold."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +66,7 @@ class Stops:
     """When this invocation ends by itself."""
 
     trials: int | None = None
-    """New trials after the baselines."""
+    """New trials after the baselines; the champion measured again is none."""
     hours: float | None = None
 
 
@@ -45,14 +84,16 @@ class Loop:
     def __init__(
         self,
         run: Run,
-        measurer: Measurer,
+        measurer: Measures,
         agent: Agent,
         view: View,
         *,
+        gate: Gate = OPEN,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run, self._measurer, self._agent, self._view = run, measurer, agent, view
-        self._clock = clock
+        self._gate, self._clock = gate, clock
+        self._tried: dict[str, int] | None = None
 
     def run(self, stops: Stops) -> Outcome:
         """Go on with the run until a stop is reached or the agent has nothing more.
@@ -61,14 +102,17 @@ class Loop:
         """
         began, judged = self._clock(), 0
         self._run.settle()
+        self._finish()  # of an earlier invocation, and none of this one's trials
         while self._run.baselines() < self._run.task.judge.baselines:
             if (reason := self._reached(Stops(hours=stops.hours), 0, self._clock() - began)) is not None:
                 return Outcome(reason=reason, judged=0)
             self._measure_baseline()
-        self._resume_or(lambda: None)  # of an earlier invocation, and none of this one's trials
         for record in self._run.records:
             self._tell_agent(record)
         while (reason := self._reached(stops, judged, self._clock() - began)) is None:
+            if self._run.champion_is_stale():
+                self._measure_champion()
+                continue
             proposed = self._propose()
             if proposed is None:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
@@ -88,73 +132,102 @@ class Loop:
 
     def _tell_agent(self, record: Record) -> None:
         if record.agent == self._agent.name:
-            self._agent.observe(record)
+            self._agent.observe(told_one(record))
+
+    # -- what is tried -----------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """Bring what an earlier invocation left under way to its end: a champion that is waited for, then who waits."""
+        while (under_way := self._run.under_way) is not None:
+            self._checked(self._trial(under_way))
 
     def _measure_baseline(self) -> None:
-        record = self._resume_or(partial(self._baseline, self._run.baselines()))
-        if record is None or record.verdict is not Verdict.BASELINE:
-            raise BaselineError(self._baseline_advice(self._run.records[-1]))
-
-    def _baseline(self, number: int) -> Record:
-        base = self._run.base()
+        number, base = self._run.baselines(), self._run.base()
         again = f", measurement {number + 1}" if number else ""
         proposal = Proposal(
             agent="baseline", idea=f"baseline: the unmodified file{again}", source=self._run.source(base)
         )
-        return self._trial(self._run.propose(proposal, parent=base, baseline=True), proposal)
+        self._checked(self._trial(self._run.propose(proposal, parent=base, baseline=True)))
+
+    def _checked(self, record: Record) -> None:
+        if record.agent == "baseline" and record.verdict is not Verdict.BASELINE:
+            raise BaselineError(self._baseline_advice(record))
+
+    def _measure_champion(self) -> None:
+        champion = self._run.champion()
+        idea = next((one.idea for one in reversed(self._run.records) if one.verdict is Verdict.KEEP), "the baseline")
+        proposal = Proposal(agent=RUNNER, idea=f"the champion again: {idea}", source=self._run.source(champion))
+        self._trial(self._run.propose(proposal, parent=champion, repeat=True))
 
     def _propose(self) -> Record | None:
         champion = self._run.champion()
         source = self._run.source(champion)
-        proposal = self._agent.propose(source, tuple(self._run.records))
+        proposal = self._agent.propose(source, told(self._run.records))
+        if isinstance(proposal, Proposal):
+            proposal = self._gated(proposal, source)
         if proposal is None:
             return None
-        if isinstance(proposal, Proposal) and proposal.source == source:
-            reason = "the proposed file is the champion's own"
-            proposal = Refusal(
-                agent=proposal.agent, idea=proposal.idea, reason=reason, token=proposal.token
-            )
         if isinstance(proposal, Refusal):
             record = self._run.refused(proposal)
             self._view.started(record.trial, record.idea)
             return self._record(record)
-        return self._trial(self._run.propose(proposal, parent=champion), proposal)
+        opened = self._run.propose(proposal, parent=champion)
+        self._remember(proposal.source, opened.trial)
+        return self._trial(opened)
 
-    def _resume_or(self, propose: Callable[[], Record | None]) -> Record | None:
-        """The trial that was under way when an earlier invocation ended, else a new one."""
-        under_way = self._run.under_way
-        if under_way is None:
-            return propose()
-        event = under_way.proposed
-        source = (self._run.folder(under_way.trial) / "train.py").read_bytes().decode()
-        words = {name: event[name] for name in ("agent", "idea", "why", "risk", "token", "cost_usd")}
-        return self._trial(under_way, Proposal(**words, kind=Kind(event["kind"]), source=source))
+    def _gated(self, proposal: Proposal, champion: str) -> Proposal | Refusal:
+        """The proposal, or why no trial is spent on it."""
+        if self._tried is None:
+            folders = ((record.trial, self._run.folder(record.trial)) for record in self._run.records)
+            self._tried = tried_in(folders, self._gate.fingerprint)
+        reason = self._gate.refuse(proposal.source, champion, self._tried)
+        if reason is None:
+            return proposal
+        return Refusal(agent=proposal.agent, idea=proposal.idea, reason=reason, token=proposal.token)
 
-    def _trial(self, under_way: OpenTrial, proposal: Proposal) -> Record:
-        run, event, trial = self._run, under_way.proposed, under_way.trial
+    def _remember(self, source: str, trial: int) -> None:
+        mark = self._gate.fingerprint(source)
+        if mark is not None and self._tried is not None:
+            self._tried.setdefault(mark, trial)
+
+    # -- one trial ---------------------------------------------------------------------------------
+
+    def _trial(self, opened: OpenTrial) -> Record:
+        """Take a trial from where it is to its verdict."""
+        run, trial = self._run, opened.trial
         with structlog.contextvars.bound_contextvars(tag=run.tag, trial=trial):
-            commit = run.make_candidate(event, proposal)
-            self._view.started(trial, proposal.idea)
-            log.info("trial.started", commit=commit, idea=proposal.idea)
-            if len(under_way.failures) >= ENGINE_FAILURES:
-                return self._record(run.given_up(under_way, proposal, commit))
-            try:
-                measured = self._measure(event)
-            except EngineError as error:
-                run.ledger.write("failed", trial=trial, reason=str(error))
-                raise
-            return self._record(run.judged(event, proposal, commit, measured))
+            commit = run.make_candidate(opened)
+            self._view.started(trial, opened.proposed["idea"])
+            log.info("trial.started", commit=commit, idea=opened.proposed["idea"])
+            if len(opened.failures) >= ENGINE_FAILURES:
+                return self._record(run.given_up(opened, commit))
+            while (step := run.next_step(trial)).do is not Do.CONCLUDE:
+                log.info("trial.step", do=step.do, index=step.index, reason=step.reason)
+                if step.do is Do.MEASURE_CHAMPION:
+                    self._measure_champion()
+                else:
+                    self._look(trial, step)
+            return self._record(run.concluded(trial, commit, step))
 
-    def _measure(self, event: Event) -> Measurement:
-        run, trial = self._run, int(event["trial"])
-        return self._measurer.measure(
-            trial,
-            run.folder(trial),
-            seed=event["seed"],
-            caps=caps(run.task, run.records),
-            created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
-            progress=lambda progress: self._view.progress(trial, progress),
-        )
+    def _look(self, trial: int, step: Step) -> None:
+        """Measure or confirm, and write down what came of it."""
+        run, index = self._run, step.index
+        folder = run.ready(trial, index)
+        if step.do is Do.CONFIRM:
+            work = partial(self._measurer.confirm, trial, folder, run.measurement(trial, index))
+        else:
+            work = partial(self._measurer.measure, trial, folder, seed=run.seed(trial, index))
+        try:
+            found = work(
+                caps=caps(run.task, run.records),
+                references=run.references(trial),
+                created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
+                progress=lambda progress: self._view.progress(trial, progress),
+            )
+        except EngineError as error:
+            run.ledger.write("failed", trial=trial, reason=str(error))
+            raise
+        run.measured(trial, index, replace(found, seed=run.seed(trial, index)), confirmed=step.do is Do.CONFIRM)
 
     def _record(self, record: Record) -> Record:
         self._run.record(record)

@@ -7,23 +7,27 @@ it may not have happened.
 from __future__ import annotations
 
 import json
-import os
+import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from runner.errors import StateError
-from runner.judge import Rule, judge, pooled_sigma
+from runner import evidence, verdicts
+from runner.codesize import smaller_by
+from runner.durable import write_durably
+from runner.errors import StateError, UsageError
 from runner.ledger import Event, Ledger, OpenTrial, record_to_json
 from runner.measure import CHECKPOINT, Measurement
-from runner.score import SCORE_LEVEL
+from runner.records import measurement_to_json, measurements_of, record_of
 from runner.task import Task
-from runner.trial import Proposal, Record, Refusal, Seconds, Verdict
+from runner.trial import Ending, Proposal, Record, Refusal, Seconds, Verdict
+from runner.verdicts import Step
 from runner.workspace import CommitText, Workspace
 
 KEPT_CHECKPOINTS = 3
 """Checkpoints of the newest kept trials stay on the disk; they are what `export-model` gives."""
-SEEDS_PER_RUN = 100_000
+SEEDS_PER_RUN, SEEDS_PER_TRIAL = 100_000, 4
+"""A trial has one seed for each measurement that it may have, and no other trial of the run has them."""
 BODY_LIMIT = 4000
 
 
@@ -31,7 +35,10 @@ class Run:
     """A run that this process holds."""
 
     def __init__(self, *, task: Task, tag: str, ledger: Ledger, workspace: Workspace) -> None:
+        """Raises `UsageError` if the run has scores of another level than the task's."""
         self.task, self.tag, self.ledger, self._workspace = task, tag, ledger, workspace
+        self.rule = verdicts.rule_of(task.judge, maximise=task.score.maximise)
+        self.check_level(task.score.level)
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -42,8 +49,9 @@ class Run:
 
     @property
     def under_way(self) -> OpenTrial | None:
-        """The trial that was proposed and not judged yet."""
-        return self.ledger.state.open
+        """The trial that was proposed last and not judged yet: before the candidate, the champion that it waits for."""
+        opened = self.ledger.state.opened
+        return opened[max(opened)] if opened else None
 
     @property
     def stop_file(self) -> Path:
@@ -56,8 +64,11 @@ class Run:
 
     def champion(self) -> str:
         """The commit that the branch should be at."""
-        kept = [record.commit for record in self.records if record.verdict is Verdict.KEEP and record.commit]
-        return kept[-1] if kept else self.base()
+        return verdicts.champion_of(self.records, self.base())
+
+    def champion_is_stale(self) -> bool:
+        """True if it is time to measure the champion again."""
+        return verdicts.champion_is_stale(self.records, self.base(), self.task.judge)
 
     def source(self, commit: str) -> str:
         """The editable file in `commit`."""
@@ -67,16 +78,28 @@ class Run:
         """How many measurements of the baseline there are."""
         return sum(record.verdict is Verdict.BASELINE for record in self.records)
 
-    def folder(self, trial: int) -> Path:
-        """Where a trial's files lie."""
-        return trial_folder(self.ledger.folder, trial)
+    def folder(self, trial: int, index: int = 0) -> Path:
+        """Where the files of a trial's measurement lie: those of the first, and in folders of it the repeats'."""
+        folder = trial_folder(self.ledger.folder, trial)
+        return folder if index == 0 else folder / str(index + 1)
+
+    def references(self, trial: int) -> list[Path]:
+        """Folders of the baselines' measurements, but for those of `trial` itself."""
+        return [self.folder(one.trial) for one in self.records if one.verdict is Verdict.BASELINE and one.trial != trial]
+
+    def check_level(self, level: str) -> None:
+        """Raise `UsageError` if the run's scores are of another level: one branch has one."""
+        known = next((record.score_level for record in self.records if record.score_level), level)
+        if known != level:
+            message = f"run {self.tag!r} has scores of level {known}, and the task's are {level}: scores of two levels are not comparable, use --new"
+            raise UsageError(message)
 
     # -- a trial's way through the journal ---------------------------------------------------------
 
-    def propose(self, proposal: Proposal, *, parent: str, baseline: bool = False) -> OpenTrial:
-        """Write down that this is tried next."""
+    def propose(self, proposal: Proposal, *, parent: str, baseline: bool = False, repeat: bool = False) -> OpenTrial:
+        """Write down that this is tried next; `repeat`: the champion once more."""
         trial = self.ledger.state.next_trial()
-        _write_durably(self.folder(trial) / "train.py", proposal.source.encode())
+        write_durably(self.folder(trial) / "train.py", proposal.source.encode())
         self.ledger.write(
             "proposed",
             trial=trial,
@@ -90,45 +113,70 @@ class Run:
             cost_usd=proposal.cost_usd,
             parent=parent,
             baseline=baseline,
-            seed=int(self._header()["seed"]) * SEEDS_PER_RUN + trial,
+            repeat=repeat,
+            seed=int(self._header()["seed"]) * SEEDS_PER_RUN + trial * SEEDS_PER_TRIAL,
         )
-        assert self.under_way is not None
-        return self.under_way
+        return self.ledger.state.opened[trial]
 
-    def make_candidate(self, event: Event, proposal: Proposal) -> str:
+    def make_candidate(self, opened: OpenTrial) -> str:
         """The candidate's commit, with a reference of its own; made again it has the same id."""
-        commit = str(event["parent"]) if event["baseline"] else self._commit(event, proposal)
-        self.ledger.write("candidate", trial=event["trial"], commit=commit)
-        self._workspace.remember(self.tag, event["trial"], commit)
+        event = opened.proposed
+        same = event["baseline"] or event.get("repeat")
+        commit = str(event["parent"]) if same else self._commit(event)
+        self.ledger.write("candidate", trial=opened.trial, commit=commit)
+        self._workspace.remember(self.tag, opened.trial, commit)
         return commit
 
-    def judged(self, event: Event, proposal: Proposal, commit: str, measured: Measurement) -> Record:
-        """The verdict on what was measured; nothing is written yet."""
-        record = self._record(event, proposal, commit, measured)
-        if measured.val_bpb is None:
-            return record
-        if event["baseline"]:
-            scores = [*self._scores_of(commit), measured.val_bpb]
-            return replace(record, verdict=Verdict.BASELINE, sigma=pooled_sigma(self._rule(), [scores]))
-        sigma = pooled_sigma(self._rule(), [self._scores_of(self.base())])
-        found = judge(measured.val_bpb, self._scores_of(self.champion()), sigma, self._rule())
-        return replace(
-            record,
-            verdict=found.verdict,
-            reason=found.reason,
-            gain=found.gain,
-            sigma=found.sigma,
-            threshold=found.threshold,
-        )
+    def ready(self, trial: int, index: int) -> Path:
+        """The folder for a measurement, with the candidate's file in it."""
+        folder = self.folder(trial, index)
+        if index:
+            write_durably(folder / "train.py", (self.folder(trial) / "train.py").read_bytes())
+        return folder
 
-    def given_up(self, under_way: OpenTrial, proposal: Proposal, commit: str) -> Record:
+    def seed(self, trial: int, index: int) -> int:
+        """The seed of a measurement, fixed when the trial was proposed."""
+        return int(self.ledger.state.opened[trial].proposed["seed"]) + index
+
+    def measured(self, trial: int, index: int, found: Measurement, *, confirmed: bool = False) -> None:
+        """Write down what a measurement or its confirmation gave; it is never made again."""
+        if found.val_bpb is not None and not math.isfinite(found.val_bpb):
+            found = replace(found, ending=Ending.INVALID_OUTPUT, reason="the score is not a number", val_bpb=None)
+        if found.score_level is not None:
+            self.check_level(found.score_level)
+        event = "confirmed" if confirmed else "measured"
+        self.ledger.write(event, trial=trial, index=index, measurement=measurement_to_json(found))
+
+    def measurement(self, trial: int, index: int) -> Measurement:
+        """What a measurement gave."""
+        return measurements_of(self.ledger.state.opened[trial])[index]
+
+    def next_step(self, trial: int) -> Step:
+        """What a trial needs next."""
+        opened = self.ledger.state.opened[trial]
+        smaller = 0.0
+        if opened.measured:
+            source = (self.folder(trial) / "train.py").read_bytes().decode()
+            smaller = smaller_by(source, self.source(self.champion()))
+        return verdicts.next_step(opened, self.records, self.base(), self.rule, smaller=smaller)
+
+    def concluded(self, trial: int, commit: str, step: Step) -> Record:
+        """The record of a trial whose last step this is; nothing is written yet."""
+        opened = self.ledger.state.opened[trial]
+        record = record_of(self._header(), opened, commit, measurements_of(opened))
+        # As if it was on record already, so that its own repeats count.
+        noise = verdicts.noise([*self.records, replace(record, verdict=step.verdict or record.verdict)], self.rule)
+        return verdicts.with_verdict(record, step, noise)
+
+    def given_up(self, opened: OpenTrial, commit: str) -> Record:
         """The record of a trial under which the engine failed again and again."""
-        measured = Measurement(
+        failed = Measurement(
             ending=None,
-            reason=f"the engine failed {len(under_way.failures)} times under this trial, at last: {under_way.failures[-1]}",
+            reason=f"the engine failed {len(opened.failures)} times under this trial, at last: {opened.failures[-1]}",
             seconds=Seconds(),
         )
-        return self._record(under_way.proposed, proposal, commit, measured)
+        record = record_of(self._header(), opened, commit, [*measurements_of(opened), failed])
+        return replace(record, verdict=Verdict.REPEAT) if opened.proposed.get("repeat") else record
 
     def refused(self, refusal: Refusal) -> Record:
         """The record of a proposal that costs no container."""
@@ -155,14 +203,14 @@ class Run:
 
         Raises `StateError` if the branch is not where this run left it.
         """
-        index = self.ledger.state.unfinished
-        if index is not None:
-            record = self.records[index]
+        unfinished = self.ledger.state.unfinished
+        if unfinished is not None:
+            record = self.ledger.state.record(unfinished)
             if record.commit is not None:
                 if record.verdict is Verdict.KEEP and record.parent is not None:
                     self._workspace.keep(self.tag, record.commit, record.parent)
                 self._workspace.note(record.commit, self._note(record.commit))
-            self._drop_checkpoints()
+            self._drop_files()
             self.ledger.write("done", trial=record.trial)
         expected, tip = self.champion(), self._workspace.tip(self.tag)
         if tip != expected:
@@ -175,82 +223,41 @@ class Run:
 
     # -- pieces ------------------------------------------------------------------------------------
 
-    def _commit(self, event: Event, proposal: Proposal) -> str:
+    def _commit(self, event: Event) -> str:
         trailers = (
             ("Autoresearch-Run", self.tag),
             ("Autoresearch-Trial", str(event["trial"])),
-            ("Autoresearch-Agent", proposal.agent),
-            ("Autoresearch-Kind", str(proposal.kind)),
+            ("Autoresearch-Agent", event["agent"]),
+            ("Autoresearch-Kind", event["kind"]),
         )
-        body = "\n\n".join(part for part in (proposal.why, proposal.risk and f"Risk: {proposal.risk}") if part)
+        body = "\n\n".join(part for part in (event["why"], event["risk"] and f"Risk: {event['risk']}") if part)
         text = CommitText(
-            subject=_one_line(proposal.idea, 72), body=_printable(body), trailers=trailers, date=event["at"]
+            subject=_one_line(event["idea"], 72), body=_printable(body), trailers=trailers, date=event["at"]
         )
-        return self._workspace.candidate(event["parent"], self.task.editable, proposal.source.encode(), text)
-
-    def _record(self, event: Event, proposal: Proposal, commit: str, measured: Measurement) -> Record:
-        header = self._header()
-        return Record(
-            trial=event["trial"],
-            tag=self.tag,
-            commit=commit,
-            parent=None if event["baseline"] else event["parent"],
-            agent=proposal.agent,
-            idea=proposal.idea,
-            why=proposal.why,
-            risk=proposal.risk,
-            kind=proposal.kind,
-            token=proposal.token,
-            ending=measured.ending,
-            verdict=Verdict.CRASH,
-            reason=measured.reason,
-            val_bpb=measured.val_bpb,
-            score_level=SCORE_LEVEL if measured.val_bpb is not None else None,
-            seed=event["seed"],
-            image=header["image"],
-            gpu=header["gpu"],
-            memory_gb=measured.memory_gb,
-            steps=measured.steps,
-            tokens=measured.tokens,
-            params=measured.params,
-            cost_usd=proposal.cost_usd,
-            seconds=measured.seconds,
-            summary=measured.summary,
-            losses=measured.losses,
-            proposed_at=event["at"],
-            log_path=str(measured.log_path) if measured.log_path else None,
-        )
+        source = (self.folder(event["trial"]) / "train.py").read_bytes()
+        return self._workspace.candidate(event["parent"], self.task.editable, source, text)
 
     def _note(self, commit: str) -> str:
-        """Every measurement of `commit`, a JSON object a line."""
+        """Every trial of `commit`, a JSON object a line."""
         lines = [json.dumps(record_to_json(record), sort_keys=True) for record in self.records if record.commit == commit]
         return "".join(f"{line}\n" for line in lines)
 
-    def _drop_checkpoints(self) -> None:
+    def _drop_files(self) -> None:
+        """Leave the checkpoints of the first baseline and of the newest kept trials, and the claims of the baselines."""
         kept = [record.trial for record in self.records if record.verdict is Verdict.KEEP]
         keep = {self.records[0].trial, *kept[-KEPT_CHECKPOINTS:]}
         for record in self.records:
-            if record.trial not in keep:
-                (self.folder(record.trial) / CHECKPOINT).unlink(missing_ok=True)
-
-    def _scores_of(self, commit: str) -> list[float]:
-        return [
-            record.val_bpb for record in self.records if record.commit == commit and record.val_bpb is not None
-        ]
+            for index in range(max(len(record.measurements), 1)):
+                folder = self.folder(record.trial, index)
+                if index or record.trial not in keep:
+                    (folder / CHECKPOINT).unlink(missing_ok=True)
+                if record.verdict is not Verdict.BASELINE:
+                    evidence.discard(folder)
 
     def _header(self) -> Event:
         header = self.ledger.state.header
         assert header is not None
         return header
-
-    def _rule(self) -> Rule:
-        options = self.task.judge
-        return Rule(
-            sigma_prior=options.sigma_prior,
-            sigma_prior_weight=options.sigma_prior_weight,
-            tau=options.tau,
-            k=options.k,
-        )
 
 
 def trial_folder(run: Path, trial: int) -> Path:
@@ -260,18 +267,6 @@ def trial_folder(run: Path, trial: int) -> Path:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        message = f"cannot write {path}: {error.strerror}. Nothing recorded is lost; mend it and run the same command again"
-        raise StateError(message) from error
 
 
 def _printable(text: str) -> str:

@@ -150,10 +150,31 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
-    """What is needed for a keep."""
+    """What is needed for a keep.  docs/verdict.md has the figures behind the defaults."""
 
     baselines: int = key(3, low=1, high=100)
+    """How often the unmodified file is measured first."""
     sigma_prior: float = key(0.0007, low=0)
+    """Standard deviation of a score over seeds, known beforehand."""
     sigma_prior_weight: int = key(6, low=0, high=1000)
+    """Degrees of freedom that this counts for."""
     tau: float = key(0.0005, low=0)
+    """The smallest gain worth keeping."""
     k: float = key(2.0, low=0)
+    """Standard errors of the difference that a gain must exceed."""
+    k_at_once: float = key(2.5, low=0)
+    """The same as long as the candidate was measured only once."""
+    near: float = key(0.4, low=0)
+    """A gain of fewer standard errors is not measured again."""
+    repeats: int = key(3, low=0, high=3)
+    """How often a candidate near the line is measured again at most."""
+    champion_measurements: int = key(8, low=1, high=100)
+    """How often one champion is measured at most."""
+    remeasure_champion_every: int = key(15, low=0)
+    """Trials since the champion was last measured, after which it is measured again; 0: never for that reason."""
+    quarantine: float | None = key(None, above=0)
+    """A larger gain is not believed from one measurement; None: any is."""
+    simpler_by: float = key(0.05, above=0, high=1)
+    """Part of the champion's code that a simplification does without."""
+    simpler_k: float = key(1.0, low=0)
+    """By how many standard errors a simplification must be better than `tau` worse than the best so far."""

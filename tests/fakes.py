@@ -8,13 +8,15 @@ import math
 import re
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from runner.loop import Measures
+from runner.measure import Caps, Measurement
 from runner.protocols import Agent, Sandbox, View
-from runner.trial import Ending, Progress, Proposal, Record, Refusal, Result, TrialSpec
+from runner.trial import AuditFacts, Ending, Progress, Proposal, Record, Refusal, Result, Seconds, TrialSpec
 
 VOCAB, LENGTH, ROWS = 300, 8, 6
 
@@ -134,14 +136,128 @@ class FakeSandbox:
 
 
 @dataclass
+class FakeMeasurer:
+    """Scores a candidate by what its file says.
+
+    `SCORE = x` is its val_bpb; `NOISE = a, b, c` is added in its first, second and third measurement (by the seed's rest);
+    `CONFIRMED = x` is what a confirmation gives instead; `CHARGE = x` is its charge.  `CRASH` ends it, `CRASH 2` only its
+    second measurement; `MEMORY` ends it out of memory; `LIES` is found out when it is confirmed.
+    """
+
+    raises: list[BaseException | None] = field(default_factory=list)
+    """Raised by the next calls, in turn; None lets one pass."""
+    calls: list[tuple[str, int, int]] = field(default_factory=list)
+    """What was asked, of which trial, with which seed."""
+    references: list[list[Path]] = field(default_factory=list)
+    level: str = "audited"
+    standard_error: float = 0.0
+    detectable: float = 0.0
+
+    def measure(
+        self,
+        trial: int,
+        folder: Path,
+        *,
+        seed: int,
+        caps: Caps,
+        references: Sequence[Path],
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> Measurement:
+        self.references.append(list(references))
+        self._begin("measure", trial, seed, created, progress)
+        source = (folder / "train.py").read_text()
+        seconds = Seconds(startup=0.5, train=2.0, claim=1.0, audit=0.5, total=5.0)
+        number = seed % 4 + 1
+        crash = re.search(r"CRASH ?(\d?)", source)
+        if crash and crash[1] in ("", str(number)):
+            return Measurement(ending=Ending.CRASHED, reason="train: exit code 1", seconds=seconds)
+        if "MEMORY" in source:
+            return Measurement(ending=Ending.OUT_OF_MEMORY, reason="train: the kernel ended a process", seconds=seconds)
+        (folder / "checkpoint.safetensors").write_bytes(safetensors(7))
+        noise = [float(part) for part in _said(source, "NOISE", "0").split(",")]
+        score = float(_said(source, "SCORE", "nan")) + noise[min(number, len(noise)) - 1]
+        return self._scored(source, score, seed=seed, seconds=seconds)
+
+    def confirm(
+        self,
+        trial: int,
+        folder: Path,
+        measured: Measurement,
+        *,
+        caps: Caps,
+        references: Sequence[Path],
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> Measurement:
+        assert measured.seed is not None
+        self._begin("confirm", trial, measured.seed, created, progress)
+        source = (folder / "train.py").read_text()
+        if "LIES" in source:
+            return replace(measured, ending=Ending.TAMPERED, reason="audit: it answers otherwise", val_bpb=None, score_level=None)
+        return replace(measured, val_bpb=float(_said(source, "CONFIRMED", str(measured.val_bpb))))
+
+    def _begin(
+        self,
+        what: str,
+        trial: int,
+        seed: int,
+        created: Callable[[str, str], None],
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.calls.append((what, trial, seed))
+        created(what, f"container-{len(self.calls)}")
+        error = self.raises.pop(0) if self.raises else None
+        if error is not None:
+            raise error
+        progress(Progress(phase=what, step=1, loss=2.0, seconds=0.5))
+
+    def _scored(self, source: str, score: float, *, seed: int, seconds: Seconds) -> Measurement:
+        return Measurement(
+            ending=Ending.FINISHED,
+            reason="scored",
+            seed=seed,
+            val_bpb=score,
+            score_level=self.level,
+            charge=float(_said(source, "CHARGE", "0")) or None,
+            slack=0.001,
+            compute_seconds=3.5,
+            audit=AuditFacts(
+                rounds=4,
+                k=20,
+                correction=0.0001,
+                standard_error=self.standard_error,
+                detectable_blind=self.detectable,
+                detectable_informed=10 * self.detectable,
+                worst=0.001,
+            ),
+            memory_gb=0.5,
+            params=7,
+            steps=20,
+            tokens=500_000,
+            seconds=seconds,
+            summary=(("num_steps", "20"),),
+            losses=((1, 3.5), (20, 2.5)),
+            guards_broken="loss 3 is above 2" if "GUARD" in source else None,
+        )
+
+
+def _said(source: str, name: str, otherwise: str) -> str:
+    found = re.search(rf"{name} = (.+)", source)
+    return otherwise if found is None else found[1]
+
+
+@dataclass
 class ScriptedAgent:
     """Proposes the given files, or refusals, in turn."""
 
     sources: list[str | Refusal]
     name: str = "scripted"
     observed: list[Record] = field(default_factory=list)
+    histories: list[Sequence[Record]] = field(default_factory=list)
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
+        self.histories.append(history)
         done = sum(record.agent == self.name for record in history)
         if done >= len(self.sources):
             return None
@@ -171,5 +287,6 @@ class RecordingView:
 
 
 _sandbox: Sandbox = FakeSandbox()
+_measurer: Measures = FakeMeasurer()
 _agent: Agent = ScriptedAgent([])
 _view: View = RecordingView()

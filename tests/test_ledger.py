@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runner import ledger
 from runner.errors import StateError
-from runner.trial import Ending, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
 
 
 def record(trial: int, verdict: Verdict = Verdict.DISCARD) -> Record:
@@ -24,6 +24,15 @@ def record(trial: int, verdict: Verdict = Verdict.DISCARD) -> Record:
         ending=Ending.FINISHED,
         verdict=verdict,
         val_bpb=1.5,
+        sigma=0.003,
+        sigma_interval=(0.002, 0.006),
+        audit=AuditFacts(
+            rounds=4, k=1744, correction=0.0, standard_error=0.0001, detectable_blind=0.0007, detectable_informed=0.008, worst=0.0
+        ),
+        measurements=(
+            Measured(seed=1, val_bpb=1.5, charge=0.01, standard_error=0.0001, seconds=20.0, confirmed=True),
+            Measured(seed=2, val_bpb=1.5),
+        ),
         seconds=Seconds(train=1.0),
         summary=(("depth", "4"),),
         losses=((1, 2.0), (2, 1.5)),
@@ -51,6 +60,45 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert state.open.trial == 3
     assert state.unfinished is None
     assert state.next_trial() == 4
+
+
+def test_what_was_measured_of_an_open_trial_is_read_again(tmp_path: Path) -> None:
+    with ledger.writing(tmp_path / "s" / "t") as run:
+        run.write("proposed", trial=0, idea="x")
+        run.write("measured", trial=0, index=0, measurement={"val_bpb": 1.5})
+        run.write("measured", trial=0, index=1, measurement={"val_bpb": 1.6})
+        run.write("confirmed", trial=0, index=0, measurement={"val_bpb": 1.55})
+
+    opened = ledger.read(tmp_path / "s" / "t").opened[0]
+    assert opened.measured == ({"val_bpb": 1.55}, {"val_bpb": 1.6})
+    assert opened.confirmed == {0}
+
+
+def test_a_trial_may_wait_for_another_and_both_keep_their_places(tmp_path: Path) -> None:
+    with ledger.writing(tmp_path / "s" / "t") as run:
+        run.write("proposed", trial=0, idea="waits")
+        run.write("proposed", trial=1, idea="is waited for")
+        run.write("failed", trial=1, reason="the engine")
+        assert run.state.open is not None
+        assert (run.state.open.trial, run.state.open.failures) == (0, ())
+        assert run.state.opened[1].failures == ("the engine",)
+        run.write("judged", trial=1, record=ledger.record_to_json(record(1)))
+        assert (list(run.state.opened), run.state.next_trial(), run.state.unfinished) == ([0], 2, 1)
+        run.write("judged", trial=0, record=ledger.record_to_json(record(0)))
+
+    state = ledger.read(tmp_path / "s" / "t")
+    assert [one.trial for one in state.records] == [0, 1]
+    assert state.unfinished == 0
+    assert state.record(1) == record(1)
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    old = ledger.record_to_json(record(0))
+    for name in ("measurements", "sigma_interval", "audit"):
+        del old[name]
+
+    found = ledger.record_from_json(old)
+    assert (found.measurements, found.sigma_interval, found.audit) == ((), None, None)
 
 
 def test_a_judged_trial_without_done_has_effects_to_finish(tmp_path: Path) -> None:

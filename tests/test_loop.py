@@ -1,4 +1,4 @@
-"""The loop with real git and files, and a whole fake of the sandbox."""
+"""The loop with real git and files, and a whole fake of what measures."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from pathlib import Path
 import pytest
 
 from runner import ledger
-from runner.errors import BaselineError, EngineError, StateError
+from runner.errors import BaselineError, EngineError, StateError, UsageError
 from runner.loop import Loop, Outcome, Stops
-from runner.measure import CAP_FACTOR, CAP_SLACK_SECONDS, FIRST_CAP_SECONDS, Measurer, Place
-from runner.prepare import load
 from runner.run import Run
 from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
-from runner.trial import Proposal, Record, Refusal, Verdict
+from runner.trial import Ending, Measured, Proposal, Record, Refusal, Verdict
+from runner.tried import OPEN, Gate
 from runner.workspace import Workspace
 from tests.conftest import run_git
-from tests.fakes import LENGTH, VOCAB, FakeSandbox, RecordingView, ScriptedAgent, prepared_folder
+from tests.fakes import LENGTH, VOCAB, FakeMeasurer, RecordingView, ScriptedAgent
 
 PATH = "trainer/train.py"
 BASE = "SCORE = 2.0\n"
@@ -30,14 +29,14 @@ BASE = "SCORE = 2.0\n"
 class Bench:
     """One run that can be continued any number of times."""
 
-    def __init__(self, repository: Path, tmp_path: Path) -> None:
+    def __init__(self, repository: Path) -> None:
         (repository / PATH).write_text(BASE)
         run_git(repository, "commit", "-qam", "base")
         self.repository = repository
         self.workspace = Workspace(repository)
-        self.folder = self.workspace.state / "t"
-        self.sandbox, self.view = FakeSandbox(), RecordingView()
-        self.prepared = load(prepared_folder(tmp_path / "data"))
+        self.tag = "t"
+        self.folder = self.workspace.state / self.tag
+        self.measurer, self.view, self.gate = FakeMeasurer(), RecordingView(), OPEN
         self.task = Task(
             root=repository,
             editable=PATH,
@@ -49,7 +48,9 @@ class Bench:
             budget=Budget(steps=20),
             limits=TaskLimits(memory_gb=1, cpus=2, checkpoint_mb=1, output_mb=4),
             score=ScoreOptions(batch_rows=2),
-            judge=JudgeOptions(baselines=2, sigma_prior=0.01, sigma_prior_weight=4, tau=0.005, k=2.0),
+            judge=JudgeOptions(
+                baselines=2, sigma_prior=0.01, sigma_prior_weight=4, tau=0.005, champion_measurements=5, quarantine=0.9
+            ),
             constants={},
         )
 
@@ -59,15 +60,21 @@ class Bench:
 
     @contextmanager
     def loop(self, agent: ScriptedAgent, clock: Callable[[], float] | None = None) -> Iterator[Loop]:
-        place = Place(image="sha256:i", gpu=None, prepare_volume="p", data_volume="d", labels=())
         with ledger.writing(self.folder) as run:
             if run.state.header is None:
                 base = self.workspace.head()
-                run.write("run", format=1, tag="t", base=base, head=base, seed=3, image="sha256:i", gpu=None)
-                self.workspace.start_branch("t", base)
-            measurer = Measurer(self.sandbox, self.task, self.prepared, place)
-            held = Run(task=self.task, tag="t", ledger=run, workspace=self.workspace)
-            yield Loop(held, measurer, agent, self.view, **({"clock": clock} if clock else {}))
+                run.write("run", format=1, tag=self.tag, base=base, head=base, seed=3, image="sha256:i", gpu=None)
+                self.workspace.start_branch(self.tag, base)
+            held = Run(task=self.task, tag=self.tag, ledger=run, workspace=self.workspace)
+            yield Loop(held, self.measurer, agent, self.view, gate=self.gate, **({"clock": clock} if clock else {}))
+
+    @classmethod
+    def again(cls, other: Bench) -> Bench:
+        """The same run from the start, under another tag's folder."""
+        fresh = cls.__new__(cls)
+        fresh.__dict__.update(other.__dict__)
+        fresh.tag, fresh.folder, fresh.measurer = "u", other.workspace.state / "u", FakeMeasurer()
+        return fresh
 
     @property
     def records(self) -> list[Record]:
@@ -78,8 +85,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(repository: Path, tmp_path: Path) -> Bench:
-    return Bench(repository, tmp_path)
+def bench(repository: Path) -> Bench:
+    return Bench(repository)
 
 
 def test_better_files_stay_and_the_others_do_not(bench: Bench) -> None:
@@ -104,12 +111,6 @@ def test_better_files_stay_and_the_others_do_not(bench: Bench) -> None:
     assert run_git(bench.repository, "status", "--porcelain") == ""
 
 
-def test_the_score_undoes_the_order_in_which_rows_were_handed_out(bench: Bench) -> None:
-    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
-
-    assert [record.val_bpb for record in bench.records] == pytest.approx([2.0, 2.0, 1.5], abs=1e-6)
-
-
 def test_what_a_record_holds(bench: Bench) -> None:
     bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
 
@@ -118,12 +119,15 @@ def test_what_a_record_holds(bench: Bench) -> None:
     assert (record.commit, record.parent) == (bench.tip(), run_git(bench.repository, "rev-parse", "main"))
     assert record.gain == pytest.approx(0.5)
     assert record.sigma == pytest.approx(0.01 * (4 / 5) ** 0.5)
-    assert (record.score_level, record.seed, record.image, record.gpu) == ("claimed", 300_002, "sha256:i", None)
+    assert record.sigma_interval is not None
+    assert record.sigma_interval[0] < 0.01 < record.sigma_interval[1]
+    assert (record.score_level, record.seed, record.image, record.gpu) == ("audited", 300_008, "sha256:i", None)
     assert (record.steps, record.tokens, record.params, record.memory_gb) == (20, 500_000, 7, 0.5)
-    assert (record.seconds.startup, record.seconds.train, record.seconds.claim, record.seconds.audit) == (0.5, 2.0, 1.0, None)
-    assert record.seconds.total == 5.0
-    assert dict(record.summary) == {"num_steps": "20", "total_tokens_M": "0.5"}
-    assert record.losses == ((1, 3.5), (20, 2.5))
+    assert (record.seconds.startup, record.seconds.audit, record.seconds.total, record.compute_seconds) == (0.5, 0.5, 5.0, 3.5)
+    assert (record.summary, record.losses) == ((("num_steps", "20"),), ((1, 3.5), (20, 2.5)))
+    assert record.measurements == (
+        Measured(seed=300_008, val_bpb=1.5, standard_error=0.0, detectable=0.0, seconds=5.0, confirmed=True),
+    )
 
 
 def test_every_candidate_has_a_reference_and_a_note(bench: Bench) -> None:
@@ -145,37 +149,15 @@ def test_the_validation_rows_and_a_dropped_checkpoint_do_not_stay(bench: Bench) 
     assert {name for name in left if "checkpoint" in name} == {"0000/checkpoint.safetensors", "0002/checkpoint.safetensors"}
 
 
-def test_the_train_container_never_gets_validation_rows(bench: Bench) -> None:
-    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
-
-    for spec in bench.sandbox.specs:
-        names = {file.name for file in (*spec.files, *spec.gated_files)}
-        assert names == ({"train.py", "trial.json"} if spec.phase == "train" else {"train.py", "trial.json", "rows.bin", "checkpoint.safetensors"})
-        assert {mount.target for mount in spec.volumes} == ({"/prepare", "/data"} if spec.phase == "train" else {"/prepare"})
-
-
-def test_phases_are_capped_by_the_baselines_own_times(bench: Bench) -> None:
-    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
-
-    train, claim = bench.sandbox.specs[0], bench.sandbox.specs[1]
-    assert train.limits.seconds == claim.limits.seconds == FIRST_CAP_SECONDS
-    train, claim = bench.sandbox.specs[4], bench.sandbox.specs[5]
-    assert train.limits.seconds == CAP_FACTOR * 2.0 + CAP_SLACK_SECONDS
-    assert claim.limits.seconds == CAP_FACTOR * 1.0 + CAP_SLACK_SECONDS
-
-
-def test_a_timed_budget_caps_training_at_one_percent_more(bench: Bench) -> None:
-    bench.task = replace(bench.task, budget=Budget(seconds=300))
-    bench.run(ScriptedAgent([]))
-
-    assert bench.sandbox.specs[0].limits.seconds == pytest.approx(303)
-    assert bench.sandbox.budgets[0] == {"seconds": 300, "reserve_seconds": 3.0}
-
-
 def test_seeds_belong_to_the_runner_and_differ(bench: Bench) -> None:
     bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
 
-    assert bench.sandbox.seeds == [300_000, 300_001, 300_002]
+    assert bench.measurer.calls == [
+        ("measure", 0, 300_000),
+        ("measure", 1, 300_004),
+        ("measure", 2, 300_008),
+        ("confirm", 2, 300_008),
+    ]
 
 
 def test_limits_belong_to_one_invocation(bench: Bench) -> None:
@@ -205,7 +187,7 @@ def test_asked_to_stop_it_ends_after_the_trial(bench: Bench) -> None:
 
 
 def test_a_failed_sandbox_judges_nothing_and_the_trial_is_run_again(bench: Bench) -> None:
-    bench.sandbox.raises = [None] * 4 + [EngineError("the engine stopped answering")]
+    bench.measurer.raises = [None] * 2 + [EngineError("the engine stopped answering")]
     agent = ScriptedAgent(["SCORE = 1.5\n", "SCORE = 1.4\n"])
     with pytest.raises(EngineError):
         bench.run(agent)
@@ -217,15 +199,15 @@ def test_a_failed_sandbox_judges_nothing_and_the_trial_is_run_again(bench: Bench
     assert [(record.trial, record.verdict) for record in bench.records[2:]] == [(2, Verdict.KEEP), (3, Verdict.KEEP)]
     assert bench.records[2].parent == before
     assert bench.records[2].idea == "idea 0"
-    assert bench.sandbox.seeds[2:] == [300_002, 300_003]
+    assert [seed for what, _, seed in bench.measurer.calls if what == "measure"][2:] == [300_008, 300_008, 300_012]
 
 
 @pytest.mark.parametrize("point", range(6))
 def test_an_interruption_anywhere_gives_the_same_branch_in_the_end(
-    bench: Bench, tmp_path: Path, point: int
+    bench: Bench, point: int
 ) -> None:
     sources = ["SCORE = 1.5\n", "SCORE = 1.9\n", "SCORE = 1.2\n"]
-    bench.sandbox.raises = [None] * point + [KeyboardInterrupt()]
+    bench.measurer.raises = [None] * point + [KeyboardInterrupt()]
     with pytest.raises(KeyboardInterrupt):
         bench.run(ScriptedAgent(list(sources)))
     bench.run(ScriptedAgent(list(sources)))
@@ -281,7 +263,7 @@ def test_a_baseline_out_of_memory_names_the_next_smaller_preset(bench: Bench) ->
 def test_a_trial_under_which_the_engine_always_fails_is_given_up(bench: Bench) -> None:
     """Or a trial that provokes the failure would stand in the way of the run for ever."""
     sources = ["SCORE = 1.5\n", "SCORE = 1.4\n"]
-    bench.sandbox.raises = [None] * 4 + [EngineError("it stopped answering")] * 3
+    bench.measurer.raises = [None] * 2 + [EngineError("it stopped answering")] * 3
     for _ in range(3):
         with pytest.raises(EngineError):
             bench.run(ScriptedAgent(list(sources)))
@@ -295,7 +277,7 @@ def test_a_trial_under_which_the_engine_always_fails_is_given_up(bench: Bench) -
 
 def test_an_interruption_is_no_failure_of_the_engine(bench: Bench) -> None:
     for _ in range(4):
-        bench.sandbox.raises = [KeyboardInterrupt()]
+        bench.measurer.raises = [KeyboardInterrupt()]
         with pytest.raises(KeyboardInterrupt):
             bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
     bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
@@ -321,7 +303,7 @@ def test_a_refused_proposal_costs_no_container(bench: Bench) -> None:
     assert records[0].reason == "hunk 1 does not apply"
     assert records[1].reason == "the proposed file is the champion's own"
     assert records[2].verdict is Verdict.KEEP
-    assert len(bench.sandbox.specs) == 2 * 3
+    assert [trial for what, trial, _ in bench.measurer.calls if what == "measure"] == [0, 1, 4]
 
 
 def test_an_agent_learns_of_its_own_trials_also_after_a_restart(bench: Bench) -> None:
@@ -352,4 +334,228 @@ def test_hostile_words_make_a_plain_commit(bench: Bench) -> None:
 def test_the_view_sees_it_in_order(bench: Bench) -> None:
     bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
 
-    assert bench.view.seen[-4:] == ["started 2", "2 train", "2 claim", "2 keep"]
+    assert bench.view.seen[-4:] == ["started 2", "2 measure", "2 confirm", "2 keep"]
+
+
+# -- more than one measurement ---------------------------------------------------------------------
+
+NEAR = "SCORE = 1.991\nNOISE = 0, 0.001, 0.002, 0.003\n"
+"""A gain of 0.009 where sigma is 0.01: neither clear nor nothing."""
+
+
+def test_near_the_line_candidate_and_champion_are_measured_again_with_other_seeds(bench: Bench) -> None:
+    bench.run(ScriptedAgent([NEAR]))
+
+    assert [(record.trial, record.verdict, len(record.measurements)) for record in bench.records] == [
+        (0, Verdict.BASELINE, 1),
+        (1, Verdict.BASELINE, 1),
+        (2, Verdict.DISCARD, 4),
+        (3, Verdict.REPEAT, 1),
+        (4, Verdict.REPEAT, 1),
+        (5, Verdict.REPEAT, 1),
+    ]
+    seeds = [seed for _, _, seed in bench.measurer.calls]
+    assert len(set(seeds)) == len(seeds)
+    assert [one.seed for one in bench.records[2].measurements] == [300_008, 300_009, 300_010, 300_011]
+    assert bench.records[2].val_bpb == pytest.approx(1.9925)
+    assert bench.records[2].gain == pytest.approx(0.0075)
+    assert "4 measurements against 5 of the champion" in bench.records[2].reason
+
+
+def test_a_champion_measured_again_is_a_trial_of_its_own_that_no_limit_counts(bench: Bench) -> None:
+    outcome = bench.run(ScriptedAgent([NEAR, "SCORE = 2.5\n"]), Stops(trials=1))
+
+    repeat = bench.records[3]
+    assert outcome.judged == 1
+    assert (repeat.agent, repeat.idea, repeat.commit) == ("runner", "the champion again: the baseline", bench.tip())
+    assert repeat.val_bpb == 2.0
+    assert run_git(bench.repository, "rev-parse", "refs/autoresearch/t/3") == bench.tip()
+
+
+def test_a_gain_that_repeats_show_is_kept_and_every_measurement_confirmed(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.98\n"]))
+
+    kept = bench.records[2]
+    assert kept.verdict is Verdict.KEEP
+    assert len(kept.measurements) > 1
+    assert all(one.confirmed for one in kept.measurements)
+    confirmed = [seed for what, _, seed in bench.measurer.calls if what == "confirm"]
+    assert confirmed == [one.seed for one in kept.measurements]
+    assert kept.reason.endswith("confirmed by a second audit")
+
+
+def test_the_champion_is_known_by_all_its_measurements(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.9\nNOISE = 0, 0.3\n", "SCORE = 1.89\n"]))
+
+    # The second candidate's gain is over the mean of what the first got before and since.
+    again = [record for record in bench.records if record.verdict is Verdict.REPEAT]
+    scores = [1.9, *(record.val_bpb or 0 for record in again)]
+    last = next(record for record in bench.records if record.idea == "idea 1")
+    assert last.gain == pytest.approx(sum(scores) / len(scores) - 1.89)
+
+
+def test_who_lies_is_found_out_before_a_keep(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\n# LIES\n"]))
+
+    record = bench.records[2]
+    assert (record.verdict, record.ending, record.val_bpb) == (Verdict.CRASH, Ending.TAMPERED, None)
+    assert record.reason == "when it was confirmed: audit: it answers otherwise"
+    assert bench.tip() == run_git(bench.repository, "rev-parse", "main")
+
+
+def test_the_confirmed_score_decides(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\nCONFIRMED = 1.999\n"]))
+
+    record = bench.records[2]
+    assert (record.verdict, record.val_bpb) == (Verdict.DISCARD, 1.999)
+
+
+def test_a_repeat_that_crashes_ends_the_candidate(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.98\n# CRASH 2\n"]))
+
+    record = bench.records[2]
+    assert (record.verdict, record.ending, record.val_bpb) == (Verdict.CRASH, Ending.CRASHED, None)
+    assert record.reason == "measurement 2: train: exit code 1"
+    assert [one.val_bpb for one in record.measurements] == [1.98, None]
+
+
+def test_an_implausible_gain_is_measured_twice(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 0.5\n"]))
+
+    record = bench.records[2]
+    assert (record.verdict, len(record.measurements)) == (Verdict.KEEP, 2)
+    assert "quarantined" in record.reason
+
+
+def test_what_is_charged_counts(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\nCHARGE = 0.6\n"]))
+
+    record = bench.records[2]
+    assert record.verdict is Verdict.DISCARD
+    assert (record.val_bpb, record.charge) == (1.5, 0.6)
+    assert record.gain == pytest.approx(-0.1)
+
+
+def test_a_broken_guard_is_never_kept(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\n# GUARD\n"]))
+
+    assert (bench.records[2].verdict, bench.records[2].reason) == (Verdict.DISCARD, "loss 3 is above 2")
+
+
+def test_a_score_that_is_not_a_number_is_no_score(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = nan\n"]))
+
+    record = bench.records[2]
+    assert (record.verdict, record.ending, record.val_bpb) == (Verdict.CRASH, Ending.INVALID_OUTPUT, None)
+
+
+def test_a_champion_is_measured_again_now_and_then_but_not_for_ever(bench: Bench) -> None:
+    bench.task = replace(bench.task, judge=replace(bench.task.judge, remeasure_champion_every=2, champion_measurements=4))
+    bench.run(ScriptedAgent([f"SCORE = {3 + number}\n" for number in range(8)]))
+
+    repeats = [record.trial for record in bench.records if record.verdict is Verdict.REPEAT]
+    assert repeats == [4, 7]
+
+
+def test_less_code_that_is_no_worse_is_kept(bench: Bench) -> None:
+    (bench.repository / PATH).write_text(BASE + "UNUSED = [1, 2, 3, 4, 5, 6]\n")
+    run_git(bench.repository, "commit", "-qam", "longer")
+    bench.task = replace(bench.task, judge=replace(bench.task.judge, sigma_prior=0.001))
+    bench.run(ScriptedAgent(["SCORE = 2.001\n"]))
+
+    assert bench.records[2].verdict is Verdict.KEEP
+    assert bench.records[2].reason.startswith("simplification")
+    assert run_git(bench.repository, "show", f"autoresearch/t:{PATH}") == "SCORE = 2.001"
+
+
+def test_the_baselines_claims_steer_every_audit(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+
+    names = [[path.name for path in paths] for paths in bench.measurer.references]
+    assert names == [[], ["0000"], ["0000", "0001"]]
+
+
+def test_files_of_repeats_do_not_stay(bench: Bench) -> None:
+    bench.run(ScriptedAgent([NEAR, "SCORE = 1.5\n", "SCORE = 2.5\n"]))
+
+    left = {path.relative_to(bench.folder / "trials").as_posix() for path in bench.folder.rglob("trials/**/checkpoint*")}
+    kept = next(record.trial for record in bench.records if record.verdict is Verdict.KEEP)
+    assert left == {"0000/checkpoint.safetensors", f"{kept:04d}/checkpoint.safetensors"}
+
+
+@pytest.mark.parametrize("point", [2, 3, 4, 7, 10])
+def test_what_was_measured_is_never_measured_again(bench: Bench, point: int) -> None:
+    sources = [NEAR, "SCORE = 1.98\n"]
+    bench.run(ScriptedAgent(list(sources)))
+    undisturbed = [replace(record, proposed_at="") for record in bench.records]
+    calls = bench.measurer.calls
+    other = Bench.again(bench)
+    other.measurer.raises = [None] * point + [KeyboardInterrupt()]
+    with pytest.raises(KeyboardInterrupt):
+        other.run(ScriptedAgent(list(sources)))
+    other.run(ScriptedAgent(list(sources)))
+
+    done = [call for number, call in enumerate(other.measurer.calls) if number != point]
+    assert done == calls
+    assert [replace(record, proposed_at="", tag="t", commit=None, parent=None) for record in other.records] == [
+        replace(record, commit=None, parent=None) for record in undisturbed
+    ]
+
+
+def test_an_engine_that_fails_under_the_champion_leaves_the_candidate_waiting(bench: Bench) -> None:
+    bench.measurer.raises = [None] * 4 + [EngineError("it stopped answering")] * 3
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            bench.run(ScriptedAgent([NEAR]))
+    bench.run(ScriptedAgent([NEAR]))
+
+    given_up = bench.records[3]
+    assert (given_up.verdict, given_up.ending, given_up.val_bpb) == (Verdict.REPEAT, None, None)
+    assert bench.records[2].verdict in {Verdict.DISCARD, Verdict.KEEP}
+
+
+def test_scores_of_two_levels_never_stand_on_one_branch(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+    bench.task = replace(bench.task, score=replace(bench.task.score, level="reported"))
+
+    with pytest.raises(UsageError, match="level audited"):
+        bench.run(ScriptedAgent(["SCORE = 1.5\n", "SCORE = 1.4\n"]))
+
+
+def test_a_metric_that_should_grow_is_kept_when_it_does(bench: Bench) -> None:
+    bench.task = replace(bench.task, score=replace(bench.task.score, level="reported", direction="maximise"))
+    bench.measurer.level = "reported"
+    bench.run(ScriptedAgent(["SCORE = 1.5\n", "SCORE = 2.5\n"]))
+
+    assert [record.verdict for record in bench.records[2:]] == [Verdict.DISCARD, Verdict.KEEP]
+
+
+# -- gates and what an agent is told ---------------------------------------------------------------
+
+
+def test_what_was_tried_is_refused_also_after_a_restart(bench: Bench) -> None:
+    def refuse(source: str, champion: str, tried: dict[str, int]) -> str | None:
+        return f"the same as trial {tried[source.strip()]}" if source.strip() in tried else None
+
+    bench.gate = Gate(fingerprint=str.strip, refuse=refuse)  # type: ignore[arg-type]
+    sources = ["SCORE = 2.5\n", "SCORE = 2.5\n\n", BASE + "\n", "SCORE = 2.5\n\n\n"]
+    bench.run(ScriptedAgent(list(sources)), Stops(trials=3))
+    bench.run(ScriptedAgent(list(sources)))
+
+    assert [(record.verdict, record.reason) for record in bench.records[3:]] == [
+        (Verdict.INVALID, "the same as trial 2"),
+        (Verdict.INVALID, "the same as trial 0"),
+        (Verdict.INVALID, "the same as trial 2"),
+    ]
+
+
+def test_an_agent_is_told_no_more_digits_than_are_known(bench: Bench) -> None:
+    agent = ScriptedAgent(["SCORE = 1.51234567\n", "SCORE = 1.4\n"])
+    bench.run(agent)
+
+    seen = agent.observed[0]
+    assert seen.val_bpb is not None
+    assert seen.val_bpb != bench.records[2].val_bpb
+    assert seen.val_bpb == pytest.approx(1.51234567, abs=0.0025)
+    assert (seen.measurements, seen.audit) == ((), None)
+    assert agent.histories[-1][2] == seen

@@ -23,6 +23,7 @@ STYLES = {
     Verdict.DISCARD: "",
     Verdict.CRASH: "red",
     Verdict.INVALID: "red",
+    Verdict.REPEAT: "cyan",
 }
 BEST = 5
 """How many rows the table of the best has, once there are clearly more trials than that."""

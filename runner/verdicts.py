@@ -1,0 +1,183 @@
+"""Pure: what a trial of a run needs next, from the records so far and from what was measured of it.
+
+Everything is read off the journal each time that it is asked for, so a run that was killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from runner.judge import Case, Judgement, Next, Rule, Sample, judge
+from runner.ledger import OpenTrial
+from runner.measure import Measurement
+from runner.noise import Noise, pooled
+from runner.records import brief, has_score, measurements_of
+from runner.settings import JudgeOptions
+from runner.trial import Measured, Record, Verdict
+
+UNJUDGED = (Verdict.CRASH, Verdict.INVALID)
+"""Verdicts whose scores, if there are any, are not believed."""
+
+
+class Do(StrEnum):
+    """What the loop can do for a trial."""
+
+    MEASURE = "measure"
+    CONFIRM = "confirm"
+    MEASURE_CHAMPION = "measure the champion"
+    CONCLUDE = "conclude"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a trial needs next."""
+
+    do: Do
+    index: int = 0
+    """Which measurement is made or confirmed."""
+    reason: str = ""
+    verdict: Verdict | None = None
+    """If it is concluded."""
+    judgement: Judgement | None = None
+
+
+def rule_of(options: JudgeOptions, *, maximise: bool) -> Rule:
+    """The rule that a task's options make."""
+    return Rule(
+        sigma_prior=options.sigma_prior,
+        sigma_prior_weight=options.sigma_prior_weight,
+        tau=options.tau,
+        k=options.k,
+        k_at_once=options.k_at_once,
+        near=options.near,
+        repeats=options.repeats,
+        champion_measurements=options.champion_measurements,
+        quarantine=options.quarantine,
+        simpler_by=options.simpler_by,
+        simpler_k=options.simpler_k,
+        maximise=maximise,
+    )
+
+
+def next_step(opened: OpenTrial, records: Sequence[Record], base: str, rule: Rule, *, smaller: float) -> Step:
+    """What the trial `opened` needs next.
+
+    `base` is the baseline's commit, `smaller` the part of the champion's code that the candidate does without.
+    """
+    measured = measurements_of(opened)
+    if not measured:
+        return Step(do=Do.MEASURE)
+    repeat = bool(opened.proposed.get("repeat"))
+    for index, one in enumerate(measured):
+        if not has_score(one):
+            return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.CRASH, reason=_failure(opened, index, one))
+    if repeat or opened.proposed["baseline"]:
+        return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.BASELINE, reason=measured[0].reason)
+    broken = next((one.guards_broken for one in measured if one.guards_broken), None)
+    if broken is not None:
+        return Step(do=Do.CONCLUDE, verdict=Verdict.DISCARD, reason=broken)
+    found = judge(_case(measured, records, base, rule, smaller), rule)
+    return _after(found, opened, measured)
+
+
+def _after(found: Judgement, opened: OpenTrial, measured: Sequence[Measurement]) -> Step:
+    match found.next:
+        case Next.REPEAT:
+            return Step(do=Do.MEASURE, index=len(measured), reason=found.reason, judgement=found)
+        case Next.REPEAT_CHAMPION:
+            return Step(do=Do.MEASURE_CHAMPION, reason=found.reason, judgement=found)
+        case Next.DISCARD:
+            return Step(do=Do.CONCLUDE, verdict=Verdict.DISCARD, reason=found.reason, judgement=found)
+    for index in range(len(measured)):
+        if index not in opened.confirmed:
+            return Step(do=Do.CONFIRM, index=index, reason=found.reason, judgement=found)
+    audited = all(one.audit is not None for one in measured)
+    reason = f"{found.reason}; confirmed by a second audit" if audited else found.reason
+    return Step(do=Do.CONCLUDE, verdict=Verdict.KEEP, reason=reason, judgement=found)
+
+
+def with_verdict(record: Record, step: Step, noise: Noise) -> Record:
+    """The record with what the last step says."""
+    assert step.verdict is not None
+    record = replace(record, verdict=step.verdict, reason=step.reason)
+    if record.val_bpb is None:
+        return record
+    record = replace(record, sigma=noise.sigma, sigma_interval=noise.interval)
+    if step.judgement is None:
+        return record
+    return replace(record, gain=step.judgement.gain, threshold=step.judgement.threshold)
+
+
+def noise(records: Sequence[Record], rule: Rule, more: Sequence[float] = ()) -> Noise:
+    """Of one measurement: the prior, and everything that was measured more than once; `more` are scores of one more file."""
+    groups: dict[str | None, list[float]] = {}
+    for record in records:
+        if record.verdict not in UNJUDGED:
+            groups.setdefault(record.commit, []).extend(_sample(record.measurements).scores)
+    known = [group for group in (*groups.values(), list(more)) if group]
+    return pooled(rule.sigma_prior, rule.sigma_prior_weight, known)
+
+
+def sample_of(records: Sequence[Record], commit: str) -> Sample:
+    """Every score of the tree `commit`."""
+    return _sample(
+        one
+        for record in records
+        if record.commit == commit and record.verdict not in UNJUDGED
+        for one in record.measurements
+    )
+
+
+def champion_of(records: Sequence[Record], base: str) -> str:
+    """The commit that the branch should be at."""
+    kept = [record.commit for record in records if record.verdict is Verdict.KEEP and record.commit]
+    return kept[-1] if kept else base
+
+
+def champion_is_stale(records: Sequence[Record], base: str, options: JudgeOptions) -> bool:
+    """True if the champion was not measured for so long that it is time to do so."""
+    champion = champion_of(records, base)
+    if not options.remeasure_champion_every or _tries(records, champion) >= options.champion_measurements:
+        return False
+    last = max(record.trial for record in records if record.commit == champion)
+    later = [record for record in records if record.trial > last and record.verdict is not Verdict.INVALID]
+    return len(later) >= options.remeasure_champion_every
+
+
+def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str, rule: Rule, smaller: float) -> Case:
+    champion = champion_of(records, base)
+    champions = [base, *(record.commit for record in records if record.verdict is Verdict.KEEP and record.commit)]
+    samples = [sample_of(records, commit) for commit in champions]
+    best = (max if rule.maximise else min)(samples, key=lambda sample: sample.mean)
+    candidate = _sample(brief(one, confirmed=False) for one in measured)
+    detectable = [one.audit.detectable_blind for one in measured if one.audit is not None]
+    return Case(
+        candidate=candidate,
+        champion=sample_of(records, champion),
+        best=best,
+        noise=noise(records, rule, candidate.scores),
+        champion_tries=_tries(records, champion),
+        detectable=max(detectable, default=0.0),
+        smaller=smaller,
+    )
+
+
+def _sample(measured: Iterable[Measured]) -> Sample:
+    known = [(one.val_bpb, one.charge, one.standard_error) for one in measured if one.val_bpb is not None]
+    return Sample(
+        scores=tuple(math.fsum((score, charge or 0.0)) for score, charge, _ in known),
+        errors=tuple(error for _, _, error in known if error is not None),
+    )
+
+
+def _tries(records: Sequence[Record], commit: str) -> int:
+    return sum(max(len(record.measurements), 1) for record in records if record.commit == commit)
+
+
+def _failure(opened: OpenTrial, index: int, measured: Measurement) -> str:
+    if index in opened.confirmed:
+        return f"when it was confirmed: {measured.reason}"
+    return measured.reason if index == 0 else f"measurement {index + 1}: {measured.reason}"
