@@ -82,7 +82,7 @@ def read_usage(file: Path) -> float | None:
         text = file.read_text()
     except OSError:
         return None
-    with suppress(ValueError, IndexError):
+    with suppress(ValueError, KeyError):
         if file.name == "cpuacct.usage":
             return int(text) / 1e9
         return int(dict(line.split() for line in text.splitlines())["usage_usec"]) / 1e6

@@ -29,6 +29,9 @@ SMALL = {
 }
 
 
+MODULES = ("prepare", "network", "claim", "audit", "train")
+
+
 class Trial:
     """One trial on disk, and its modules loaded afresh: each reads its settings when it is imported."""
 
@@ -83,6 +86,14 @@ class Trial:
         self._start(settings)
         return importlib.import_module("claim")
 
+    def load_audit(self, **settings):
+        self._start(settings)
+        return importlib.import_module("audit")
+
+    def load_network(self, **settings):
+        self._start(settings)
+        return importlib.import_module("network")
+
     def load_train(self, constants=None, settings=None, source=None, *, small=True):
         self._start(settings or {})
         path = self.write_train(constants, source, small=small)
@@ -103,7 +114,7 @@ class Trial:
         path.write_text(json.dumps(self.settings | settings))
         self._monkeypatch.setenv("AUTORESEARCH_TRIAL", str(path))
         self._monkeypatch.syspath_prepend(str(TRAINER))
-        for name in ("prepare", "claim", "train"):
+        for name in MODULES:
             sys.modules.pop(name, None)
 
 
@@ -135,7 +146,7 @@ def make_trial(tmp_path, monkeypatch):
         return made[-1]
 
     yield make
-    for name in ("prepare", "claim", "train"):
+    for name in MODULES:
         sys.modules.pop(name, None)
     gc.enable()
     gc.unfreeze()

@@ -78,40 +78,6 @@ def test_tied_weights_survive_and_main_does_not_run(trial):
     np.testing.assert_allclose(claim(trial, rows), expected(model, rows), atol=1e-5)
 
 
-def test_sixteen_bit_logits_are_normalised_in_float32(trial):
-    claim_module = trial.load_claim(rows=1, batch_rows=1)
-    logits = torch.randn(2, 3, VOCAB).bfloat16()
-    targets = torch.randint(VOCAB, (2, 3))
-    nll = claim_module.negative_log_likelihood(logits, targets)
-    assert nll.dtype == torch.float32
-    wanted = -logits.double().log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    torch.testing.assert_close(nll.double(), wanted, atol=1e-5, rtol=0)
-
-
-def test_chunks_change_nothing(trial, monkeypatch):
-    claim_module = trial.load_claim(rows=1, batch_rows=1)
-    logits, targets = torch.randn(4, LENGTH, VOCAB), torch.randint(VOCAB, (4, LENGTH))
-    whole = claim_module.negative_log_likelihood(logits, targets)
-    monkeypatch.setattr(claim_module, "LOGITS_PER_CHUNK", 7 * VOCAB)
-    assert torch.equal(claim_module.negative_log_likelihood(logits, targets), whole)
-
-
-@pytest.mark.parametrize(
-    ("answer", "said"),
-    [
-        (lambda ids: torch.zeros(*ids.shape, VOCAB + 1), "must have shape"),
-        (lambda ids: torch.zeros(ids.numel(), VOCAB), "must have shape"),
-        (lambda ids: torch.zeros(()), "must have shape"),
-        (lambda ids: (torch.zeros(*ids.shape, VOCAB), None), "tuple"),
-        (lambda ids: torch.zeros(*ids.shape, VOCAB, dtype=torch.int64), "floating point"),
-    ],
-)
-def test_an_answer_that_is_no_logits_is_named(trial, answer, said):
-    claim_module = trial.load_claim(rows=1, batch_rows=1)
-    with pytest.raises(AssertionError, match=said):
-        claim_module.logits_of(answer, torch.zeros(2, LENGTH, dtype=torch.int64))
-
-
 def test_weights_and_rows_are_touched_only_after_ready(trial):
     trial.load_train().main()
     (trial.out / "ready").unlink()
