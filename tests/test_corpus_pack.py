@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def test_no_token_is_lost_or_repeated_and_nothing_is_padded(
     assert len(set(tokens)) == len(tokens)
     assert set(tokens) <= set(range(sum(lengths)))
     assert 0 <= sum(lengths) - len(tokens) < row_length
+
+
+@given(LENGTHS, st.integers(2, 25), st.integers(1, 5))
+def test_no_target_of_a_row_is_seen_in_another(lengths: list[int], row_length: int, buffer_rows: int) -> None:
+    """Neither as an input nor as a target: rows that follow each other in a document do not share a token."""
+    rows = packed(numbered(lengths), row_length, buffer_rows)
+    targets = {token for row in rows for token in row[1:]}
+    inputs = {token for row in rows for token in row[:-1]}
+    assert not {row[-1] for row in rows} & inputs
+    assert not {row[0] for row in rows} & targets
 
 
 @given(LENGTHS, st.integers(2, 25))
@@ -142,6 +153,25 @@ def test_rows_spell_the_documents_of_their_split_alone(tmp_path: Path) -> None:
     for split, there in (("val", True), ("train", False), ("test", False)):
         rows = np.fromfile(out / split / "rows.bin", dtype="<u2")
         assert (b"zebra" in tokenizer.decode_bytes(rows)) is there
+
+
+def test_no_training_row_has_a_passage_that_is_held_out(tmp_path: Path) -> None:
+    passage = " ".join(f"zebra{number}" for number in range(20))
+    train = [*WORDS, f"{'before ' * 20}{passage}{' after' * 20}"]
+    out, tokenizer = made(
+        tmp_path, train=train, val=[*WORDS[:90], passage.upper()], test=[*WORDS[:90], passage]
+    )
+    text = {
+        split: tokenizer.decode_bytes(np.fromfile(out / split / "rows.bin", dtype="<u2")).lower()
+        for split in ("train", "val", "test")
+    }
+    assert b"zebra" not in text["train"] + text["test"]
+    assert (
+        min(text["val"].count(b"zebra"), text["train"].count(b"before"), text["train"].count(b"after")) > 10
+    )
+    counts = json.loads((out / "manifest.json").read_text())["counts"]
+    assert counts["dropped"] == {"train": 20, "val": 0, "test": 20}
+    assert counts["documents"] == {"train": 401, "val": 91, "test": 91}
 
 
 def test_a_cap_keeps_rows_spread_evenly_over_all(tmp_path: Path) -> None:

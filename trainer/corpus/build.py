@@ -1,10 +1,10 @@
-"""From documents to the prepared tree: tokenizer, token bytes, packed splits, manifest."""
+"""From documents to the prepared tree: repetitions cut, tokenizer, token bytes, packed splits, manifest."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +16,7 @@ from corpus import manifest
 from corpus.errors import CorpusError
 from corpus.pack import pack
 from corpus.progress import Stage
+from corpus.repeats import HELD_OUT, Repeats
 from corpus.split import Split
 from corpus.tokenizer import Tokenizer, train
 
@@ -56,6 +57,9 @@ class Counts:
     """What one split came to."""
 
     documents: int
+    """Those that were read; repetitions of held-out text are cut out of them."""
+    dropped: int
+    """Words that were cut out."""
     rows: int
     tokens: int
     """Those in the rows."""
@@ -68,12 +72,15 @@ def build(source: Source, shape: Shape, facts: dict[str, object], out: Path, thr
     """
     prepare = out / "prepare"
     prepare.mkdir()
-    tokenizer = _train(source, shape.vocab_size)
+    repeats = _repeats(source)
+    tokenizer = _train(source, repeats, shape.vocab_size)
     tokenizer.save(prepare / "tokenizer.json")
     token_bytes = tokenizer.token_bytes()
     np.save(prepare / "token_bytes.npy", token_bytes, allow_pickle=False)
-    splits: tuple[Split, ...] = ("val", "test", "train")
-    counts = {split: _pack(source, split, tokenizer, shape, out / split, threads) for split in splits}
+    splits: tuple[Split, ...] = (*HELD_OUT, "train")
+    counts = {
+        split: _pack(source, repeats, split, tokenizer, shape, out / split, threads) for split in splits
+    }
     _write_json(
         prepare / "data.json",
         {
@@ -98,7 +105,7 @@ def build(source: Source, shape: Shape, facts: dict[str, object], out: Path, thr
     stage.finish()
 
 
-_COUNTED = ("documents", "rows", "tokens")
+_COUNTED = ("documents", "dropped", "rows", "tokens")
 
 
 def target_bytes(path: Path, row_length: int, token_bytes: npt.NDArray[np.uint16]) -> int:
@@ -108,35 +115,44 @@ def target_bytes(path: Path, row_length: int, token_bytes: npt.NDArray[np.uint16
     return sum(int(token_bytes[block].sum(dtype=np.int64)) for block in blocks)
 
 
-def _train(source: Source, vocab_size: int) -> Tokenizer:
+def _repeats(source: Source) -> Repeats:
+    stage = Stage("repeats", total=None, unit="documents", note="what is held out")
+    repeats = Repeats(lambda split: _counted(source.documents(split), stage))
+    stage.finish()
+    return repeats
+
+
+def _train(source: Source, repeats: Repeats, vocab_size: int) -> Tokenizer:
     stage = Stage("tokenizer", total=None, unit="documents", note=f"vocabulary of {vocab_size}")
-
-    def counted() -> Iterator[str]:
-        for text in source.documents("train"):
-            stage.advance()
-            yield text
-
-    tokenizer = train(counted(), vocab_size)
+    texts = repeats.removed(_counted(source.documents("train"), stage), "train")
+    tokenizer = train(texts, vocab_size)
     stage.finish()
     return tokenizer
 
 
+def _counted(texts: Iterable[str], stage: Stage) -> Iterator[str]:
+    for text in texts:
+        stage.advance()
+        yield text
+
+
 def _pack(
-    source: Source, split: Split, tokenizer: Tokenizer, shape: Shape, folder: Path, threads: int
+    source: Source,
+    repeats: Repeats,
+    split: Split,
+    tokenizer: Tokenizer,
+    shape: Shape,
+    folder: Path,
+    threads: int,
 ) -> Counts:
     folder.mkdir()
     row_length = shape.sequence_length + 1
     stage = Stage(f"pack {split}", total=source.total(split), unit="documents")
-
-    def encoded() -> Iterator[npt.NDArray[np.uint16]]:
-        for tokens in tokenizer.encode_all(source.documents(split), threads):
-            stage.advance()
-            yield tokens
-
+    texts = repeats.removed(_counted(source.documents(split), stage), split)
     path = folder / ROWS
     rows = 0
     with path.open("wb", buffering=manifest.BLOCK) as file:
-        for block in pack(encoded(), row_length):
+        for block in pack(tokenizer.encode_all(texts, threads), row_length):
             file.write(block.astype("<u2", copy=False).tobytes())
             rows += len(block)
     if rows == 0:
@@ -149,7 +165,7 @@ def _pack(
         _thin(path, row_length, shape.val_rows)
         rows = shape.val_rows
     stage.finish(note=f"{rows} rows")
-    return Counts(documents=stage.done, rows=rows, tokens=rows * row_length)
+    return Counts(documents=stage.done, dropped=repeats.dropped[split], rows=rows, tokens=rows * row_length)
 
 
 def _thin(path: Path, row_length: int, keep: int) -> None:
