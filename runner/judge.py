@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from runner.noise import Noise
+from runner.noise import Noise, student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class Rule:
     tau: float
     """The smallest gain worth keeping."""
     k: float
-    """How many standard errors of the difference a gain must exceed."""
+    """How many standard errors of the difference a gain must exceed; more as long as sigma itself is poorly known."""
     k_at_once: float
     """The same as long as the candidate was measured only once."""
     near: float
@@ -113,14 +113,14 @@ def judge(case: Case, rule: Rule) -> Judgement:
         raise ValueError(message)
     gain, error = _difference(case.candidate, case.champion, case, rule)
     count = len(case.candidate.scores)
-    k = rule.k_at_once if count == 1 else rule.k
-    threshold = max(rule.tau, k * error, case.detectable)
+    k = student(rule.k_at_once if count == 1 else rule.k, case.noise.freedom)
+    threshold = max(rule.tau, k * error if error else 0.0, case.detectable)
 
     def found(what: Next, reason: str) -> Judgement:
         return Judgement(next=what, reason=reason, gain=gain, threshold=threshold)
 
     measured = f"{_times(count)} against {len(case.champion.scores)} of the champion"
-    needed = f"the {_spell(threshold)} needed ({_largest(rule, k, error, case.detectable)}); {measured}"
+    needed = f"the {_spell(threshold)} needed ({_which(threshold, rule, k, error, case.detectable)}); {measured}"
     if gain > threshold:
         kept = f"gain {_spell(gain, signed=True)} is more than {needed}"
         if rule.quarantine is None or gain <= rule.quarantine:
@@ -164,14 +164,13 @@ def _times(count: int) -> str:
     return "1 measurement" if count == 1 else f"{count} measurements"
 
 
-def _largest(rule: Rule, k: float, error: float, detectable: float) -> str:
+def _which(threshold: float, rule: Rule, k: float, error: float, detectable: float) -> str:
     """Which of its parts sets the threshold."""
-    parts = {
-        f"{k:g} standard errors of {_spell(error)}": k * error,
-        "the smallest gain worth keeping": rule.tau,
-        "what an audit might miss": detectable,
-    }
-    return max(parts, key=lambda name: parts[name])
+    if threshold == rule.tau:
+        return "the smallest gain worth keeping"
+    if threshold == detectable:
+        return "what an audit might miss"
+    return f"{k:.1f} standard errors of {_spell(error)}"
 
 
 def _spell(value: float, *, signed: bool = False) -> str:

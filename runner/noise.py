@@ -30,6 +30,23 @@ class Noise:
         return low, high
 
 
+def student(z: float, freedom: int) -> float:
+    """How many estimated standard errors are as rare as `z` true ones: Student's t at the same probability.
+
+    By the expansion in 1/freedom of Hill (Comm. ACM 13, 1970, algorithm 396; Abramowitz and Stegun 26.7.5): for z up to
+    2.6 within 1.5 % of the table at four degrees of freedom and within 0.4 % at six.  Infinite without a degree of freedom, unless z is 0.
+    """
+    if freedom == 0:
+        return math.inf if z else 0.0
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))
+
+
 def pooled(prior: float, weight: int, groups: Sequence[Sequence[float]]) -> Noise:
     """Pool variances by their degrees of freedom.
 

@@ -156,13 +156,13 @@ class JudgeOptions:
     """How often the unmodified file is measured first."""
     sigma_prior: float = key(0.0007, low=0)
     """Standard deviation of a score over seeds, known beforehand."""
-    sigma_prior_weight: int = key(6, low=0, high=1000)
+    sigma_prior_weight: int = key(2, low=0, high=1000)
     """Degrees of freedom that this counts for."""
     tau: float = key(0.0005, low=0)
     """The smallest gain worth keeping."""
-    k: float = key(2.0, low=0)
-    """Standard errors of the difference that a gain must exceed."""
-    k_at_once: float = key(2.5, low=0)
+    k: float = key(2.3, low=0)
+    """Standard errors of the difference that a gain must exceed, were sigma known."""
+    k_at_once: float = key(2.8, low=0)
     """The same as long as the candidate was measured only once."""
     near: float = key(0.4, low=0)
     """A gain of fewer standard errors is not measured again."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.judge import Case, Judgement, Next, Rule, Sample, judge
-from runner.noise import Noise
+from runner.noise import Noise, student
 
 SIGMA = 0.003
 RULE = Rule(
@@ -24,7 +24,8 @@ RULE = Rule(
     simpler_by=0.05,
     simpler_k=1.0,
 )
-NO_NOISE = Noise(sigma=0.0, freedom=9)
+SURE = 10_000
+"""Degrees of freedom that make Student's law the normal one."""
 
 
 def case(candidate: list[float], champion: list[float], sigma: float = SIGMA, best: list[float] | None = None) -> Case:
@@ -32,7 +33,7 @@ def case(candidate: list[float], champion: list[float], sigma: float = SIGMA, be
         candidate=Sample(tuple(candidate)),
         champion=Sample(tuple(champion)),
         best=Sample(tuple(best or champion)),
-        noise=Noise(sigma=sigma, freedom=6),
+        noise=Noise(sigma=sigma, freedom=SURE),
         champion_tries=len(champion),
     )
 
@@ -46,7 +47,7 @@ def test_a_clear_gain_is_kept_at_once() -> None:
 
     assert found.next is Next.KEEP
     assert math.isclose(found.gain, 0.05)
-    assert math.isclose(found.threshold, 2.5 * SIGMA * math.sqrt(1 + 1 / 3))
+    assert found.threshold == pytest.approx(2.5 * SIGMA * math.sqrt(1 + 1 / 3), rel=1e-3)
     assert found.reason == (
         "gain +0.05000 is more than the 0.00866 needed (2.5 standard errors of 0.00346); 1 measurement against 3 of the champion"
     )
@@ -84,6 +85,20 @@ def test_no_measurement_is_left_out() -> None:
     assert look([1.63, 1.63, 1.63, 1.71], [1.65] * 8).gain == pytest.approx(0.0)
 
 
+def test_a_poorly_known_sigma_asks_for_more() -> None:
+    sure, unsure = (
+        judge(replace(case([1.64], [1.65] * 3), noise=Noise(sigma=SIGMA, freedom=freedom)), RULE).threshold
+        for freedom in (SURE, 4)
+    )
+
+    assert unsure == pytest.approx(sure * student(2.5, 4) / 2.5, rel=1e-3)
+    assert unsure > 1.3 * sure
+
+
+def test_no_noise_at_all_needs_no_degrees_of_freedom() -> None:
+    assert judge(replace(case([1.64], [1.65]), noise=Noise(sigma=0.0, freedom=0)), RULE).next is Next.KEEP
+
+
 def test_a_champion_is_not_measured_without_end() -> None:
     tired = replace(case([1.645], [1.65]), champion_tries=8)
 
@@ -113,7 +128,7 @@ def test_the_audits_own_error_widens_the_line() -> None:
     sure = look([1.64], [1.65] * 3).threshold
     unsure = judge(replace(case([1.64], [1.65] * 3), candidate=Sample((1.64,), (0.004,))), RULE).threshold
 
-    assert unsure == pytest.approx(2.5 * math.sqrt(SIGMA**2 * 4 / 3 + 0.004**2))
+    assert unsure == pytest.approx(2.5 * math.sqrt(SIGMA**2 * 4 / 3 + 0.004**2), rel=1e-3)
     assert unsure > sure
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from runner.noise import Z90, chi_square, pooled
+from runner.noise import Z90, chi_square, pooled, student
 
 
 def test_sigma_is_the_prior_until_something_was_repeated() -> None:
@@ -52,3 +52,20 @@ def test_the_interval_holds_sigma_and_shrinks() -> None:
     assert few.interval[0] < many.interval[0] < 0.001 < many.interval[1] < few.interval[1]
     # chi-square(4) at 5 % and 95 %: 0.711 and 9.488
     assert few.interval == pytest.approx((0.001 * math.sqrt(4 / 9.488), 0.001 * math.sqrt(4 / 0.711)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantiles", "within"),
+    [(4, (2.132, 2.776, 3.747, 4.604), 0.015), (6, (1.943, 2.447, 3.143, 3.707), 0.004), (30, (1.697, 2.042, 2.457, 2.750), 0.001)],
+)
+def test_quantiles_of_students_law_are_those_of_the_tables(
+    freedom: int, quantiles: tuple[float, ...], within: float
+) -> None:
+    normal = (1.6449, 1.9600, 2.3263, 2.5758)
+
+    assert [student(z, freedom) for z in normal] == pytest.approx(quantiles, rel=within)
+
+
+def test_without_a_degree_of_freedom_nothing_is_sure() -> None:
+    assert student(2.0, 0) == math.inf
+    assert student(0.0, 0) == 0.0
