@@ -1,9 +1,12 @@
 """Pure: how much a trial computed, what more than the baselines' costs it, and where it is stopped.
 
-A budget in steps does not bound what happens in a step, and time after training (claim and audit) is time to train on.  So
-everything after the gates of the three phases is added up: processor seconds of the containers where the budget is in
-steps, seconds on the wall where it is in seconds.  What exceeds the baselines' median is charged in bits per byte, at the
-rate that twice the computation is worth; far beyond it a trial is stopped.
+A budget in steps does not bound what happens in a step, and time in claim and audit is time to train on.  So what each
+phase uses after its gate is measured: processor seconds of the container where the budget is in steps, seconds on the wall
+where it is in seconds.  What exceeds the baselines' median is charged in bits per byte, at the rate that twice the
+computation of a training is worth; far beyond it a trial is stopped.
+
+Training goes on beyond its end only if claim and audit both do the same, or their answers disagree.  So of the two the
+smaller excess counts.
 """
 
 from __future__ import annotations
@@ -16,14 +19,14 @@ from dataclasses import dataclass
 from runner.phases import Cap
 from runner.settings import Budget
 from runner.task import Task
-from runner.trial import Record, Result, Verdict
+from runner.trial import Compute, Record, Result, Verdict
 
 OVERRUN = 1.01
 """A timed trial may exit this much later than its budget; later is `timed_out`."""
 FIRST_CAP_SECONDS = 1800.0
 """Cap of a phase that has no budget in seconds and no baseline yet to derive one from."""
-CPU_CAP = 1.25
-"""A trial may use this many times the baselines' median of processor seconds."""
+CPU_CAP, CPU_CAP_SECONDS = 1.25, 0.5
+"""A phase may use this many times the baselines' median of processor seconds, and a little more."""
 WALL_ON_CPU = (4.0, 10.0)
 """Factor and seconds on the baselines' median of a phase: neighbours take time, and processor seconds are counted apart."""
 WALL_ON_GPU = (1.5, 0.5)
@@ -37,18 +40,16 @@ class Caps:
     """Seconds on the wall."""
     claim: float
     audit: float
-    cpu_seconds: float | None = None
-    """Processor seconds of all three together; None: not known yet, or not what the budget is made of."""
-    reference: float | None = None
-    """The baselines' median of what the charge is made of; None: nothing is charged."""
+    reference: Compute | None = None
+    """The baselines' medians; None: nothing is known yet, nothing is charged."""
+    counts_cpu: bool = False
+    """Whether computation is processor seconds, which are then capped too."""
 
-    def of(self, phase: str, used: float | None = None, *, times: float = 1.0) -> Cap:
-        """The cap of `train`, `claim` or `audit` when the phases before it `used` so many processor seconds.
-
-        `times`: how much more is asked than in the baselines' phase.
-        """
-        left = None if self.cpu_seconds is None else max(self.cpu_seconds - (used or 0.0), 1.0) * times
-        return Cap(seconds=float(getattr(self, phase)) * times, cpu_seconds=left)
+    def of(self, phase: str, *, times: float = 1.0) -> Cap:
+        """The cap of `train`, `claim` or `audit`; `times`: how much more is asked than in the baselines' phase."""
+        known = getattr(self.reference, phase, None)
+        cpu = None if known is None or not self.counts_cpu else times * (CPU_CAP * known + CPU_CAP_SECONDS)
+        return Cap(seconds=float(getattr(self, phase)) * times, cpu_seconds=cpu)
 
 
 def caps(task: Task, records: Sequence[Record]) -> Caps:
@@ -56,31 +57,45 @@ def caps(task: Task, records: Sequence[Record]) -> Caps:
     baselines = [record for record in records if record.verdict is Verdict.BASELINE]
     on_gpu = any(record.gpu is not None for record in baselines)
     seconds = [record.seconds for record in baselines]
-    timed = task.budget.seconds is not None
-    reference = _median([record.compute_seconds for record in baselines])
+    known = [record.compute_seconds for record in baselines if record.compute_seconds is not None]
     return Caps(
         train=task.budget.seconds * OVERRUN
         if task.budget.seconds is not None
         else _derived([one.train for one in seconds], on_gpu=False),
         claim=_derived([one.claim for one in seconds], on_gpu=on_gpu),
         audit=_derived([one.audit for one in seconds], on_gpu=on_gpu),
-        cpu_seconds=None if timed or reference is None else CPU_CAP * reference,
-        reference=reference,
+        reference=typical(known),
+        counts_cpu=task.budget.seconds is None,
     )
 
 
-def computed(budget: Budget, results: Sequence[Result]) -> float | None:
-    """What the phases used after their gates: wall seconds or processor seconds; None if the engine could not tell."""
-    used = [one.seconds if budget.seconds is not None else one.cpu_seconds for one in results]
-    return None if None in used else math.fsum(one for one in used if one is not None)
-
-
-def charge(budget: Budget, used: float | None, reference: float | None) -> float | None:
-    """Bits per byte for what was `used` beyond the `reference`; None if either is unknown."""
-    if used is None or reference is None or reference <= 0:
+def typical(known: Sequence[Compute]) -> Compute | None:
+    """The median of each phase; None of nothing."""
+    if not known:
         return None
-    over = used / (reference * (1 + budget.tolerance))
-    return budget.bpb_per_doubling * math.log2(over) if over > 1 else 0.0
+    phases = ("train", "claim", "audit")
+    return Compute(**{phase: statistics.median([getattr(one, phase) for one in known]) for phase in phases})
+
+
+def computed(budget: Budget, *, train: Result, claim: Result, audit: Result) -> Compute | None:
+    """What the phases used after their gates; None if the engine could not tell."""
+    used = [one.seconds if budget.seconds is not None else one.cpu_seconds for one in (train, claim, audit)]
+    if None in used:
+        return None
+    return Compute(train=used[0] or 0.0, claim=used[1] or 0.0, audit=used[2] or 0.0)
+
+
+def charge(budget: Budget, used: Compute | None, reference: Compute | None) -> float | None:
+    """Bits per byte for what was `used` beyond the `reference`; None if either is unknown."""
+    if used is None or reference is None or reference.train <= 0:
+        return None
+
+    def excess(phase: str) -> float:
+        """Beyond the reference, as a part of a training."""
+        return max(0.0, float(getattr(used, phase)) - float(getattr(reference, phase))) / reference.train
+
+    part = excess("train") + min(excess("claim"), excess("audit"))
+    return budget.bpb_per_doubling * max(0.0, math.log2((1 + part) / (1 + budget.tolerance)))
 
 
 def slack(budget: Budget) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.errors import StateError
-from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
 
 FORMAT = 1
 JOURNAL = "journal.jsonl"
@@ -255,6 +255,7 @@ def record_from_json(value: Event) -> Record:
     value["summary"] = tuple((name, word) for name, word in value["summary"])
     value["losses"] = tuple((step, loss) for step, loss in value["losses"])
     value["audit"] = AuditFacts(**value["audit"]) if value.get("audit") else None
+    value["compute_seconds"] = Compute(**value["compute_seconds"]) if value.get("compute_seconds") else None
     value["measurements"] = tuple(Measured(**one) for one in value.get("measurements", ()))
     value["sigma_interval"] = tuple(value["sigma_interval"]) if value.get("sigma_interval") else None
     return Record(**value)

@@ -23,7 +23,7 @@ from runner.prepare import Prepared
 from runner.protocols import Sandbox
 from runner.task import Task
 from runner.told import told_by
-from runner.trial import AuditFacts, Ending, Progress, Result, Seconds, TrialSpec
+from runner.trial import AuditFacts, Compute, Ending, Progress, Result, Seconds, TrialSpec
 
 __all__ = ["CHECKPOINT", "Caps", "Measurement", "Measurer", "Place", "caps"]
 
@@ -47,7 +47,7 @@ class Measurement:
     charge: float | None = None
     """Bits per byte for computation beyond the baselines'; added before the score is compared."""
     slack: float | None = None
-    compute_seconds: float | None = None
+    compute_seconds: Compute | None = None
     audit: AuditFacts | None = None
     memory_gb: float | None = None
     params: int | None = None
@@ -86,7 +86,7 @@ class Measurer:
         *,
         seed: int,
         caps: Caps,
-        references: Sequence[Path] = (),
+        references: Sequence[Path],
         created: Callable[[str, str], None],
         progress: Callable[[Progress], None],
     ) -> Measurement:
@@ -103,12 +103,12 @@ class Measurer:
         measured = replace(_after_train(train), seed=seed, slack=slack(self._task.budget))
         if measured.ending is not Ending.FINISHED:
             return measured
-        claimed, claim = self._claim(work, caps.of("claim", work.cpu_seconds))
+        claimed, claim = self._claim(work, caps.of("claim"))
         measured = replace(_with(measured, claimed), seconds=replace(measured.seconds, claim=claimed.seconds))
         if isinstance(claim, str):
             return replace(measured, ending=_failed(claimed), reason=f"claim: {claim}", log_path=claimed.log_path)
         evidence.save_claim(folder, claim)
-        return self._audited(work, measured, references)
+        return self._audited(work, measured, references, train=train, claimed=claimed)
 
     def confirm(
         self,
@@ -158,13 +158,15 @@ class Measurer:
 
     # -- audit -------------------------------------------------------------------------------------
 
-    def _audited(self, work: _Work, measured: Measurement, references: Sequence[Path]) -> Measurement:
+    def _audited(
+        self, work: _Work, measured: Measurement, references: Sequence[Path], *, train: Result, claimed: Result
+    ) -> Measurement:
         claim = evidence.load_claim(work.folder)
         assert claim is not None
         reference = evidence.reference(list(references))
         asked = self._ask(work, claim, reference, number=1, rounds=self._task.score.audit_rounds)
         measured = _with_audit(measured, asked.result)
-        used = computed(self._task.budget, work.results)
+        used = computed(self._task.budget, train=train, claim=claimed, audit=asked.result)
         measured = replace(
             measured,
             compute_seconds=used,
@@ -235,10 +237,8 @@ class Measurer:
         """Draw, ask in a fresh container, and keep the answers as audit `number`."""
         random = np.random.default_rng(evidence.entropy(work.folder, number))
         draw = audit.draw(claim, self._countable(), reference, rounds=rounds, rng=random)
-        # The first audit is part of what the candidate may compute; what the runner asks beyond it is not.
-        used = work.cpu_seconds if number == 1 else None
         times = max(1.0, rounds / self._task.score.audit_rounds)
-        asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", used, times=times))
+        asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", times=times))
         if asked.answers is not None:
             evidence.save_audit(work.folder, number, draw, asked.answers)
         return asked
@@ -327,7 +327,7 @@ class Measurer:
 
 
 class _Work:
-    """One measurement under way: runs its containers and adds up what they used."""
+    """One measurement under way: runs its containers."""
 
     def __init__(
         self,
@@ -341,23 +341,15 @@ class _Work:
     ) -> None:
         self.trial, self.folder, self.seed, self.caps = trial, folder, seed, caps
         self._sandbox, self._created, self._progress = sandbox, created, progress
-        self.results: list[Result] = []
 
     def run(self, phase: str, spec: TrialSpec, destination: Path | None = None) -> Result:
         """Run the container of a phase; raises what `Sandbox.run` raises."""
-        result = self._sandbox.run(
+        return self._sandbox.run(
             spec,
             destination or self.folder,
             created=lambda name: self._created(phase, name),
             progress=self._progress,
         )
-        self.results.append(result)
-        return result
-
-    @property
-    def cpu_seconds(self) -> float:
-        """Processor seconds of all containers so far."""
-        return sum(result.cpu_seconds or 0.0 for result in self.results)
 
 
 def _after_train(train: Result) -> Measurement:

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from runner.errors import AutoresearchError, DataError, StateError, UsageError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST, SALT = "manifest.json", "salt"
 FILES = (
     "prepare/data.json",

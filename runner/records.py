@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.ledger import Event, OpenTrial
 from runner.measure import Measurement
-from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
 
 
 def measurement_to_json(measured: Measurement) -> Event:
@@ -24,6 +24,7 @@ def measurement_from_json(value: Event) -> Measurement:
             **value,
             "ending": Ending(value["ending"]) if value["ending"] else None,
             "audit": AuditFacts(**value["audit"]) if value["audit"] else None,
+            "compute_seconds": Compute(**value["compute_seconds"]) if value["compute_seconds"] else None,
             "seconds": Seconds(**value["seconds"]),
             "summary": tuple((name, word) for name, word in value["summary"]),
             "losses": tuple((step, loss) for step, loss in value["losses"]),

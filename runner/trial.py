@@ -97,6 +97,15 @@ class AuditFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compute:
+    """What each phase used after its gate: processor seconds for a budget in steps, wall seconds for one in seconds."""
+
+    train: float
+    claim: float
+    audit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """The hard limits of one container; all are enforced by the engine or the kernel."""
 
@@ -287,8 +296,8 @@ class Record:
     """Bits per byte that are added before it is compared, for computation beyond the baselines'."""
     slack: float | None = None
     """What computation that is not charged can be worth at most, bits per byte."""
-    compute_seconds: float | None = None
-    """What the charge is made of: processor seconds after the gates, or wall seconds on a GPU."""
+    compute_seconds: Compute | None = None
+    """What the charge is made of."""
     audit: AuditFacts | None = None
     measurements: tuple[Measured, ...] = ()
     """In the order in which they were made."""

@@ -15,8 +15,20 @@ import numpy as np
 
 from runner.loop import Measures
 from runner.measure import Caps, Measurement
+from runner.prepare import FORMAT
 from runner.protocols import Agent, Sandbox, View
-from runner.trial import AuditFacts, Ending, Progress, Proposal, Record, Refusal, Result, Seconds, TrialSpec
+from runner.trial import (
+    AuditFacts,
+    Compute,
+    Ending,
+    Progress,
+    Proposal,
+    Record,
+    Refusal,
+    Result,
+    Seconds,
+    TrialSpec,
+)
 
 VOCAB, LENGTH, ROWS = 300, 8, 6
 
@@ -45,7 +57,7 @@ def prepared_folder(path: Path) -> Path:
         for name in names
     }
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "dataset": "kjv",
         "license": "none",
         "options": {"vocab_size": VOCAB, "sequence_length": LENGTH},
@@ -221,7 +233,7 @@ class FakeMeasurer:
             score_level=self.level,
             charge=float(_said(source, "CHARGE", "0")) or None,
             slack=0.001,
-            compute_seconds=3.5,
+            compute_seconds=Compute(train=2.0, claim=0.5, audit=1.0),
             audit=AuditFacts(
                 rounds=4,
                 k=20,

@@ -9,7 +9,7 @@ import pytest
 from runner.compute import FIRST_CAP_SECONDS, Caps, caps, charge, computed, slack
 from runner.settings import Budget
 from runner.task import Task, load_task
-from runner.trial import Ending, Record, Result, Seconds, Verdict
+from runner.trial import Compute, Ending, Record, Result, Seconds, Verdict
 
 STEPS = Budget(steps=100, bpb_per_doubling=0.15, tolerance=0.01)
 SECONDS = Budget(seconds=300, bpb_per_doubling=0.05, tolerance=0.005)
@@ -20,7 +20,11 @@ def task() -> Task:
     return load_task(Path(__file__).parents[1], "smoke")
 
 
-def baseline(number: int, cpu: float | None, gpu: str | None = None) -> Record:
+def used(train: float, claim: float = 4.0, audit: float = 10.0) -> Compute:
+    return Compute(train=train, claim=claim, audit=audit)
+
+
+def baseline(number: int, cpu: float, gpu: str | None = None) -> Record:
     return Record(
         trial=number,
         tag="t",
@@ -30,25 +34,41 @@ def baseline(number: int, cpu: float | None, gpu: str | None = None) -> Record:
         idea="baseline",
         verdict=Verdict.BASELINE,
         gpu=gpu,
-        compute_seconds=cpu,
+        compute_seconds=used(cpu),
         seconds=Seconds(train=20.0 + number, claim=2.0, audit=4.0),
     )
 
 
+BASE = used(50.0)
+
+
 def test_the_same_computation_costs_nothing_and_less_earns_nothing() -> None:
-    assert charge(STEPS, 50.0, 50.0) == 0
-    assert charge(STEPS, 20.0, 50.0) == 0
-    assert charge(STEPS, 50.0 * 1.01, 50.0) == pytest.approx(0, abs=1e-12)
+    assert charge(STEPS, BASE, BASE) == 0
+    assert charge(STEPS, used(20.0, 1.0, 2.0), BASE) == 0
+    assert charge(STEPS, used(50.0 * 1.01), BASE) == pytest.approx(0, abs=1e-12)
 
 
-def test_twice_the_computation_costs_what_it_is_worth() -> None:
-    assert charge(STEPS, 101.0, 50.0) == pytest.approx(0.15)
-    assert charge(STEPS, 202.0, 50.0) == pytest.approx(0.30)
+def test_twice_the_training_costs_what_it_is_worth() -> None:
+    assert charge(STEPS, used(101.0), BASE) == pytest.approx(0.15, abs=1e-3)
+    assert charge(STEPS, used(202.0), BASE) == pytest.approx(0.30, abs=2e-3)
 
 
-@pytest.mark.parametrize(("used", "reference"), [(None, 50.0), (50.0, None), (50.0, 0.0)])
-def test_what_is_not_known_is_not_charged(used: float | None, reference: float | None) -> None:
-    assert charge(STEPS, used, reference) is None
+def test_training_in_claim_and_audit_is_charged_like_training() -> None:
+    assert charge(STEPS, used(50.0, 54.0, 60.0), BASE) == charge(STEPS, used(100.0), BASE)
+
+
+def test_work_in_only_one_of_claim_and_audit_is_worth_nothing_and_costs_nothing() -> None:
+    assert charge(STEPS, used(50.0, 54.0, 10.0), BASE) == 0
+    assert charge(STEPS, used(50.0, 4.0, 60.0), BASE) == 0
+
+
+def test_training_that_is_saved_does_not_pay_for_work_in_claim_and_audit() -> None:
+    assert charge(STEPS, used(25.0, 29.0, 35.0), BASE) == pytest.approx(0.15 * math.log2(1.5 / 1.01))
+
+
+@pytest.mark.parametrize(("spent", "reference"), [(None, BASE), (BASE, None), (BASE, used(0.0))])
+def test_what_is_not_known_is_not_charged(spent: Compute | None, reference: Compute | None) -> None:
+    assert charge(STEPS, spent, reference) is None
 
 
 def test_what_goes_uncharged_is_worth_less_than_one_sigma() -> None:
@@ -57,30 +77,38 @@ def test_what_goes_uncharged_is_worth_less_than_one_sigma() -> None:
         assert slack(loaded.budget) < loaded.judge.sigma_prior, preset
 
 
-def test_a_budget_in_steps_adds_processor_seconds_and_one_in_seconds_adds_the_wall() -> None:
-    results = [Result(ending=Ending.FINISHED, reason="", seconds=10.0, cpu_seconds=15.0) for _ in range(3)]
-
-    assert computed(STEPS, results) == 45.0
-    assert computed(SECONDS, results) == 30.0
+def result(wall: float, cpu: float | None) -> Result:
+    return Result(ending=Ending.FINISHED, reason="", seconds=wall, cpu_seconds=cpu)
 
 
-def test_one_phase_that_the_engine_could_not_measure_makes_the_sum_unknown() -> None:
-    known = Result(ending=Ending.FINISHED, reason="", seconds=10.0, cpu_seconds=15.0)
-    unknown = Result(ending=Ending.FINISHED, reason="", seconds=10.0)
+def test_a_budget_in_steps_counts_processor_seconds_and_one_in_seconds_the_wall() -> None:
+    phases = {"train": result(10.0, 15.0), "claim": result(2.0, 3.0), "audit": result(4.0, 5.0)}
 
-    assert computed(STEPS, [known, unknown]) is None
-    assert computed(SECONDS, [known, unknown]) == 20.0
+    assert computed(STEPS, **phases) == Compute(train=15.0, claim=3.0, audit=5.0)
+    assert computed(SECONDS, **phases) == Compute(train=10.0, claim=2.0, audit=4.0)
+
+
+def test_one_phase_that_the_engine_could_not_measure_makes_it_unknown() -> None:
+    phases = {"train": result(10.0, 15.0), "claim": result(2.0, None), "audit": result(4.0, 5.0)}
+
+    assert computed(STEPS, **phases) is None
+    assert computed(SECONDS, **phases) is not None
 
 
 def test_before_there_is_a_baseline_caps_are_wide_and_nothing_is_charged(task: Task) -> None:
-    assert caps(task, []) == Caps(train=FIRST_CAP_SECONDS, claim=FIRST_CAP_SECONDS, audit=FIRST_CAP_SECONDS)
+    wide = FIRST_CAP_SECONDS
+    found = caps(task, [])
+
+    assert found == Caps(train=wide, claim=wide, audit=wide, counts_cpu=True)
+    assert found.of("train").cpu_seconds is None
 
 
 def test_caps_follow_the_median_baseline(task: Task) -> None:
     found = caps(task, [baseline(0, 40.0), baseline(1, 50.0), baseline(2, 90.0)])
 
-    assert found.reference == 50.0
-    assert found.cpu_seconds == 62.5
+    assert found.reference == used(50.0)
+    assert found.of("train").cpu_seconds == 1.25 * 50.0 + 0.5
+    assert found.of("audit", times=2.0).cpu_seconds == 2 * (1.25 * 10.0 + 0.5)
     assert (found.train, found.claim, found.audit) == (4 * 21.0 + 10, 18.0, 26.0)
 
 
@@ -90,17 +118,8 @@ def test_claim_and_audit_are_tight_on_a_gpu(task: Task) -> None:
     assert (found.claim, found.audit) == (3.5, 6.5)
 
 
-def test_what_one_phase_used_is_not_left_for_the_next() -> None:
-    known = Caps(train=100.0, claim=10.0, audit=10.0, cpu_seconds=60.0)
-
-    assert known.of("train").cpu_seconds == 60.0
-    assert known.of("claim", 45.0).cpu_seconds == 15.0
-    assert known.of("audit", 59.9).cpu_seconds == 1.0
-    assert known.of("audit", times=2.0).seconds == 20.0
-
-
 def test_a_charge_grows_without_a_jump() -> None:
-    steps = [charge(STEPS, used, 50.0) or 0.0 for used in (50.4, 50.5, 50.6, 51.0, 52.0, 60.0)]
+    steps = [charge(STEPS, used(spent), BASE) or 0.0 for spent in (50.4, 50.5, 50.6, 51.0, 52.0, 60.0)]
 
     assert steps == sorted(steps)
     assert max(later - former for former, later in itertools.pairwise(steps)) < 0.15 * math.log2(1.2)

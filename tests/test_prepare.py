@@ -16,6 +16,7 @@ from runner.errors import AutoresearchError, DataError, StateError, UsageError
 from runner.prepare import (
     DATASETS,
     FILES,
+    FORMAT,
     PrepareOptions,
     PrepareProgress,
     PrepareSpec,
@@ -78,7 +79,7 @@ def write_manifest(out: Path, value: dict[str, Any], **more: object) -> None:
         return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "dataset": value["dataset"],
         "options": value["options"],
         "license": "none",
@@ -339,7 +340,7 @@ WRONG: list[tuple[Callable[[Path], object], str]] = [
     (flip("prepare/tokenizer.json"), r"tokenizer\.json is damaged \(its hash"),
     (lambda out: (out / "manifest.json").write_text("{"), r"manifest\.json is damaged"),
     (lambda out: (out / "manifest.json").write_text("[]"), r"manifest\.json is damaged"),
-    (lambda out: rewritten(out, format=2), "format 2"),
+    (lambda out: rewritten(out, format=99), "format 99"),
     (lambda out: rewritten(out, val_bytes=1), "val_bytes is 1, the rows have"),
     (lambda out: rewritten(out, options={"vocab_size": 300, "sequence_length": 4}), "other options"),
     (lambda out: rewritten(out, counts={"rows": {**ROWS, "val": 4}}), "not 4 rows of 10 bytes"),
