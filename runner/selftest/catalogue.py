@@ -6,6 +6,7 @@ and before its last lines, where it may replace any of them.
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -155,6 +156,15 @@ def strip_comments(source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def drop_kernels(source: str) -> str:
+    """Without the functions that only a GPU needs."""
+    lines = source.splitlines(keepends=True)
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.FunctionDef) and ("flash" in node.name or "flex" in node.name):
+            del lines[node.lineno - 1 : node.end_lineno]
+    return "".join(lines)
+
+
 def grow(source: str) -> str:
     """With functions that nobody calls."""
     body = "".join(f"def unused_{i}(x):\n    return (x + {i}) * {i}\n\n\n" for i in range(_GROWN_BYTES // 50))
@@ -164,6 +174,7 @@ def grow(source: str) -> str:
 TRANSFORMS: Mapping[str, Callable[[str], str]] = {
     "respace": respace,
     "strip_comments": strip_comments,
+    "drop_kernels": drop_kernels,
     "grow": grow,
 }
 

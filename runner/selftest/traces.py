@@ -48,6 +48,6 @@ def breaches_in(folder: Path) -> list[str]:
     """What the attack in a trial's folder reported to have reached."""
     return [
         re.sub(r"[^ -~]", "?", line.decode(errors="replace"))[:_SENTENCE]
-        for path in sorted(folder.glob("*.log"))
+        for path in sorted(folder.rglob("*.log"))
         for line in _BREACH.findall(path.read_bytes())
     ]

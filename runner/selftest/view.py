@@ -81,5 +81,6 @@ def line(outcome: Outcome) -> str:
     name = f"{outcome.area}: {outcome.attack}"
     ending = outcome.ending or "refused"
     score = "      -" if outcome.val_bpb is None else f"{outcome.val_bpb:7.4f}"
+    charge = f"+{outcome.charge:.3f}" if outcome.charge else ""
     reason = plain(outcome.reason, REASON_WIDTH)
-    return f"{mark} {name:<{NAME_WIDTH}} {ending:<{ENDING_WIDTH}} {outcome.verdict:<9} {score} {outcome.seconds:5.1f} s  {reason}"
+    return f"{mark} {name:<{NAME_WIDTH}} {ending:<{ENDING_WIDTH}} {outcome.verdict:<9} {score} {charge:<6} {outcome.seconds:5.1f} s  {reason}"
