@@ -16,16 +16,6 @@ def write_claim(path: Path, values: np.ndarray) -> Path:
     return path
 
 
-def test_a_uniform_model_scores_log2_of_the_vocabulary_per_byte() -> None:
-    """A hand-computed case: 4 tokens of 1, 2, 3 and 0 bytes, each guessed with probability 1/4."""
-    token_bytes = np.array([1, 2, 3, 0], dtype=np.uint16)
-    targets = np.array([[0, 1], [2, 3]], dtype=np.uint16)
-    nll = np.full((2, 2), math.log(4), dtype=np.float32)
-
-    # Three targets have bytes, 6 bytes in all; the one without counts in neither sum.
-    assert math.isclose(score.bits_per_byte(nll, targets, token_bytes), 3 * 2 / 6, rel_tol=1e-6)
-
-
 def test_rows_come_back_in_the_datas_own_order(tmp_path: Path) -> None:
     order = score.shuffled(50, 7)
     claim = np.arange(100, dtype=np.float32).reshape(50, 2) / 10
