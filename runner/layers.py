@@ -16,7 +16,7 @@ from runner.constants import NAME
 from runner.errors import UsageError
 from runner.fields import check_section, key, names, require, unknown_key
 from runner.literals import Value
-from runner.settings import LEVELS, Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import LEVELS, Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.yamlfile import as_mapping, read_mapping, show
 
 FILE = "autoresearch.yaml"
@@ -58,6 +58,7 @@ SECTIONS: dict[str, type] = {
     "budget": Budget,
     "limits": TaskLimits,
     "score": ScoreOptions,
+    "gates": GateOptions,
     "judge": JudgeOptions,
 }
 

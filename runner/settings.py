@@ -149,6 +149,15 @@ class ScoreOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateOptions:
+    """How much a proposal may bring; `runner.gates.GateLimits` says why."""
+
+    source_bytes: int = key(64 << 10, low=1 << 10, high=1 << 20)
+    growth_bytes: int = key(4 << 10, low=0, high=1 << 20)
+    text_bytes: int = key(4 << 10, low=0, high=1 << 20)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """What is needed for a keep.  docs/verdict.md has the figures behind the defaults."""
 

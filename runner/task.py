@@ -29,7 +29,7 @@ from runner.layers import (
     task_path,
 )
 from runner.literals import Value
-from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 
 CPU_PRESET = "smoke"
 
@@ -61,6 +61,7 @@ class Task:
     budget: Budget
     limits: TaskLimits
     score: ScoreOptions
+    gates: GateOptions
     judge: JudgeOptions
     constants: Mapping[str, Value]
     """What the baseline's editable file has set in it (`apply_preset`)."""

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from runner.sandbox.docker import DockerSandbox, Engine
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
+    from runner.tried import Gate
 
 MAX_SLOTS = 64
 
@@ -115,6 +116,21 @@ def owner_labels(state: Path) -> dict[str, str]:
         "autoresearch.owner": str(os.getuid()),
         "autoresearch.state": hashlib.sha256(str(state.resolve()).encode()).hexdigest()[:12],
     }
+
+
+def gate(task: Task, prepared: Prepared | None) -> Gate:
+    """What a proposal has to pass before a trial is spent on it; `prepared` has the text that it must not repeat."""
+    from runner import gates
+    from runner.tried import Gate
+
+    limits = gates.GateLimits(**asdict(task.gates))
+    held_out = None if prepared is None else gates.HeldOut.of(prepared)
+    return Gate(
+        fingerprint=gates.fingerprint,
+        refuse=lambda source, champion, tried: gates.refuse(
+            source, champion=champion, tried=tried, limits=limits, held_out=held_out
+        ),
+    )
 
 
 def prepare_volume(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runner.protocols import Agent, Sandbox, View
     from runner.sandbox.docker import Engine
     from runner.task import Task
+    from runner.tried import Gate
     from runner.workspace import Workspace
 
 PHASES = ("train", "claim", "audit")
@@ -49,11 +50,12 @@ class Session:
         from runner.run import Run
 
         run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace)
-        with self._measurer() as measurer:
-            return Loop(run, measurer, agent, self.view).run(stops)
+        with self._measuring() as (measurer, gate):
+            return Loop(run, measurer, agent, self.view, gate=gate).run(stops)
 
     @contextmanager
-    def _measurer(self) -> Iterator[Measurer | ReportedMeasurer]:
+    def _measuring(self) -> Iterator[tuple[Measurer | ReportedMeasurer, Gate]]:
+        """What measures candidates, and what they have to pass before."""
         from runner import gpus
         from runner.sandbox.docker import DockerSandbox
 
@@ -67,10 +69,11 @@ class Session:
         sandbox.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(sandbox, self.workspace.state)
         if task.score.reported:
-            yield self._reporting(sandbox, task, header, trial_labels)
+            yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
         else:
-            with self._auditing(sandbox, client, task, header, trial_labels) as measurer:
-                yield measurer
+            prepared = self._prepared(task, client)
+            with self._auditing(sandbox, client, task, prepared, trial_labels) as measurer:
+                yield measurer, parts.gate(task, prepared)
 
     def _reporting(
         self, sandbox: Sandbox, task: Task, header: Event, labels: tuple[tuple[str, str], ...]
@@ -84,16 +87,15 @@ class Session:
 
     @contextmanager
     def _auditing(
-        self, sandbox: Sandbox, client: Engine, task: Task, header: Event, trial_labels: tuple[tuple[str, str], ...]
+        self, sandbox: Sandbox, client: Engine, task: Task, prepared: Prepared, trial_labels: tuple[tuple[str, str], ...]
     ) -> Iterator[Measurer]:
         from runner.measure import Measurer
         from runner.phases import PhaseImages, Place
         from runner.sandbox.volumes import provide
 
         labels = parts.owner_labels(self.workspace.state)
-        prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
-        prepared.verify()
-        self._same_data(prepared)
+        header = self.ledger.state.header
+        assert header is not None
         fixed = {
             phase: parts.prepare_volume(task, prepared, self.folder / "task", labels, phase) for phase in PHASES
         }
@@ -111,6 +113,13 @@ class Session:
                 labels=trial_labels,
             )
             yield Measurer(sandbox, task, prepared, place)
+
+    def _prepared(self, task: Task, client: Engine) -> Prepared:
+        """The task's data, every byte of them checked."""
+        prepared = prepared_for(task, self.workspace.state, client, quiet=self.as_json)
+        prepared.verify()
+        self._same_data(prepared)
+        return prepared
 
     def _same_data(self, prepared: Prepared) -> None:
         """Scores on two splits of the text cannot be compared.  Raises `DataError`."""
