@@ -120,6 +120,9 @@ def export_model(
     _, folder, state = parts.look(task, tag)
     record = _record(state, trial)
     source = trial_folder(folder, trial) / CHECKPOINT
+    if record.score_level == "reported":
+        message = f"trial {trial} has no checkpoint: a task that reports its score hands over none"
+        raise UsageError(message)
     if not source.is_file():
         message = f"trial {trial} ({record.verdict}) has no checkpoint: only those of the first baseline and the newest kept trials stay"
         raise UsageError(message)
