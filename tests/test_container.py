@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from runner.sandbox import container, seccomp
+from runner.sandbox.masks import masked_paths
 from runner.trial import InputFile, Limits, OutputFile, TrialSpec, VolumeMount
 
 LIMITS = Limits(
@@ -56,6 +57,7 @@ CONFINED = {
     "ReadonlyRootfs": True,
     "CapDrop": ["ALL"],
     "SecurityOpt": ["no-new-privileges", seccomp.SECURITY_OPTION],
+    "MaskedPaths": masked_paths(gpu=False),
     "IpcMode": "private",
     "Init": True,
     "Ulimits": [{"Name": "core", "Soft": 0, "Hard": 0}, {"Name": "nofile", "Soft": 4096, "Hard": 4096}],
@@ -137,6 +139,7 @@ def test_one_gpu_by_uuid_and_never_all(spec: TrialSpec) -> None:
     assert body["HostConfig"]["DeviceRequests"] == [
         {"Driver": "", "DeviceIDs": ["GPU-123"], "Capabilities": [["gpu", "compute", "utility"]]}
     ]
+    assert body["HostConfig"]["MaskedPaths"] == masked_paths(gpu=True)
 
 
 def test_volumes_are_capped_by_the_kernel(spec: TrialSpec) -> None:

@@ -23,7 +23,7 @@ REFUSED_BY_DOCKERS_DEFAULT = seccomp._words("""
 REFUSED_IN_ADDITION = seccomp._words("""
     adjtimex cachestat clock_adjtime execveat fadvise64 fadvise64_64 fanotify_mark inotify_add_watch inotify_init
     inotify_init1 io_cancel io_destroy io_getevents io_pgetevents io_setup io_submit ioprio_set memfd_secret mincore
-    modify_ldt mq_open mseal msgget name_to_handle_at personality pkey_alloc process_vm_readv process_vm_writev ptrace
+    modify_ldt mq_open pidfd_open pidfd_send_signal mseal msgget name_to_handle_at personality pkey_alloc process_vm_readv process_vm_writev ptrace
     readahead remap_file_pages seccomp semget setuid shmget splice sync sync_file_range syncfs tee vmsplice
 """)
 
@@ -61,6 +61,7 @@ def test_what_every_program_needs_is_allowed(call: str) -> None:
 
 
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_ALG, AF_VSOCK = 1, 2, 10, 16, 17, 38, 40
+SOL_SOCKET, SO_TYPE, SO_ERROR, SO_PEERCRED, SO_DOMAIN, SO_COOKIE, SO_NETNS_COOKIE = 1, 3, 4, 17, 39, 57, 71
 F_SETLK, F_SETLEASE, F_GETLEASE, F_NOTIFY, F_DUPFD_CLOEXEC = 6, 1024, 1025, 1026, 1030
 PTHREAD = 0x3D0F00
 """The flags with which libc makes a thread."""
@@ -73,12 +74,21 @@ PR_SET_NAME, PR_SET_SECCOMP, PR_SET_MEMORY_MERGE = 15, 22, 67
     ("call", "arguments", "expected"),
     [
         ("socket", (AF_UNIX, 1, 0), True),
-        ("socket", (AF_INET, 1, 0), True),
-        ("socket", (AF_NETLINK, 3, 0), True),
-        ("socket", (AF_NETLINK, 3, 15), False),
-        *(("socket", (family, 1, 0), False) for family in (AF_INET6, AF_PACKET, AF_ALG, AF_VSOCK)),
+        *(
+            ("socket", (family, 1, 0), False)
+            for family in (AF_INET, AF_INET6, AF_NETLINK, AF_PACKET, AF_ALG, AF_VSOCK)
+        ),
         ("socketpair", (AF_UNIX, 1, 0), True),
         ("socketpair", (AF_VSOCK, 1, 0), False),
+        *(
+            ("getsockopt", (3, SOL_SOCKET, option), True)
+            for option in (SO_TYPE, SO_ERROR, SO_PEERCRED, SO_DOMAIN, 55)
+        ),
+        *(
+            ("getsockopt", (3, SOL_SOCKET, option), False)
+            for option in (56, SO_COOKIE, SO_NETNS_COOKIE, 64 + SO_TYPE)
+        ),
+        ("getsockopt", (3, 6, SO_TYPE), False),
         ("fcntl", (3, F_SETLK), True),
         ("fcntl", (3, F_DUPFD_CLOEXEC), True),
         ("fcntl", (3, 0xFFFF << 32 | F_SETLK), True),

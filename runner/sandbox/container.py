@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.sandbox import seccomp
+from runner.sandbox.masks import masked_paths
 from runner.trial import TrialSpec
 
 TRIAL_USER = "10001:10001"
@@ -43,7 +44,9 @@ def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
         "Labels": {**dict(spec.labels), "autoresearch.role": "trial"},
         "NetworkDisabled": True,
         "HostConfig": {
-            **_confinement(memory=limits.memory_bytes, pids=limits.pids, cpus=limits.cpus),
+            **_confinement(
+                memory=limits.memory_bytes, pids=limits.pids, cpus=limits.cpus, gpu=spec.gpu is not None
+            ),
             "Tmpfs": {
                 "/tmp": _tmpfs(TMP_BYTES, "noexec"),
                 "/scratch": _tmpfs(limits.scratch_bytes, "exec"),
@@ -112,12 +115,13 @@ def volume_mount(volume: str, target: str, *, read_only: bool) -> Body:
     return _volume(volume, target, read_only=read_only)
 
 
-def _confinement(*, memory: int, pids: int, cpus: float) -> Body:
+def _confinement(*, memory: int, pids: int, cpus: float, gpu: bool = False) -> Body:
     return {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
         "SecurityOpt": ["no-new-privileges", seccomp.SECURITY_OPTION],
+        "MaskedPaths": masked_paths(gpu=gpu),
         "Memory": memory,
         "MemorySwap": memory,
         "PidsLimit": pids,

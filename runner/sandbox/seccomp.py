@@ -8,11 +8,14 @@ refuses to a container without capabilities, and left out in addition is what
   RWF_DONTCACHE), native and io_uring asynchronous I/O (which take the same flags where no filter sees them), and
   `openat2` (RESOLVE_CACHED tells whether a name is in the dentry cache);
 - tells of what others do: `inotify_*`, leases, merging of equal pages (MADV_MERGEABLE, PR_SET_MEMORY_MERGE),
-  `adjtimex`;
+  `adjtimex`, `pidfd_open` (its inode number counts every process since the machine started);
 - acts on the whole machine: `sync`, `syncfs`;
 - looks into other processes: `ptrace`, `process_vm_*`, `kcmp`, `pidfd_getfd`, among them PID 1, which has our uid;
 - is attack surface that training has no use for: keys, io_uring, user-space page faults, performance counters, secret
-  memory, file handles, System V IPC and message queues, and every other socket family.
+  memory, file handles, System V IPC and message queues, and every socket family but AF_UNIX.  AF_INET is more than
+  that: even on the loopback of a container without a network, the kernel takes source ports of TCP from tables that
+  all network namespaces share, so one container can leave a bit for each port number, and a later one reads them all.
+  (torch.distributed needs TCP even for a single process, and is not to be had.)
 
 A filter sees numbers, never what a pointer points to and never which file a descriptor stands for.
 """
@@ -129,7 +132,7 @@ ALLOWED = (
             fork vfork execve exit exit_group wait4 waitid set_tid_address set_robust_list get_robust_list rseq futex
             futex_waitv getpid getppid gettid getpgrp getpgid setpgid getsid setsid
             getuid geteuid getgid getegid getresuid getresgid getgroups capget
-            getrlimit setrlimit prlimit64 getrusage pidfd_open
+            getrlimit setrlimit prlimit64 getrusage
         """),
     ),
     Group("clone without a namespace of one's own.", ("clone",), ((Is(0, 0, NEW_NAMESPACES),),)),
@@ -144,7 +147,7 @@ ALLOWED = (
         "Signals.",
         _words("""
             rt_sigaction rt_sigprocmask rt_sigreturn rt_sigsuspend rt_sigpending rt_sigtimedwait rt_sigqueueinfo
-            rt_tgsigqueueinfo sigaltstack signalfd signalfd4 kill tkill tgkill pidfd_send_signal pause
+            rt_tgsigqueueinfo sigaltstack signalfd signalfd4 kill tkill tgkill pause
             restart_syscall
         """),
     ),
@@ -176,16 +179,20 @@ ALLOWED = (
         _words("uname sysinfo getrandom"),
     ),
     Group(
-        "Sockets to oneself: AF_UNIX (1) between worker processes; AF_INET (2) for torch.distributed on the loopback of "
-        "a container that has no network; and AF_NETLINK (16) for NETLINK_ROUTE (0) alone, which lists that loopback.",
-        ("socket",),
-        (*_one_of(0, 1, 2), (Is(0, 16), Is(2, 0))),
+        "Sockets between worker processes: AF_UNIX (1) alone.",
+        ("socket", "socketpair"),
+        _one_of(0, 1),
     ),
-    Group("Pairs of AF_UNIX sockets.", ("socketpair",), _one_of(0, 1)),
+    Group(
+        "Options of those sockets: SOL_SOCKET (1) from 0 to 55. SO_COOKIE (57) and SO_NETNS_COOKIE (71) are read from "
+        "counters of the whole machine.",
+        ("getsockopt",),
+        tuple((Is(1, 1), Is(2, first, INT & -size)) for first, size in ((0, 32), (32, 16), (48, 8))),
+    ),
     Group(
         "What is done with those sockets.",
         _words("""
-            bind listen accept accept4 connect shutdown getsockname getpeername getsockopt setsockopt
+            bind listen accept accept4 connect shutdown getsockname getpeername setsockopt
             sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg
         """),
     ),
