@@ -101,7 +101,7 @@ def test_a_task_is_frozen(folder: Path) -> None:
         ("score: {batch_row: 1}", "autoresearch.yaml: score.batch_row: unknown key (did you mean batch_rows?)"),
         ("constants: {depth: 1}", "autoresearch.yaml: constants.depth: a constant's name is in upper case"),
         ("constants: {DEPTH: {}}", "autoresearch.yaml: constants.DEPTH: must be a number, text, true, false or a list of these"),
-        ("description: x", "autoresearch.yaml: description: unknown key (known: brief, budget, constants, data, editable, judge, limits, prepare, preset, presets, score, space)"),
+        ("description: x", "autoresearch.yaml: description: unknown key (known: brief, budget, constants, data, editable, gates, judge, limits, prepare, preset, presets, score, space)"),
         ("score: {batch_rows: 1}\nscore: {batch_rows: 2}", "autoresearch.yaml, line 9: the key 'score' comes twice"),
         ("constants: {A: &x 1, B: *x}", "autoresearch.yaml, line 8: aliases are not used here"),
         ("score: [", "autoresearch.yaml, line 8: expected the node content, but found '<stream end>'"),
