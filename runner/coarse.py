@@ -19,9 +19,12 @@ def told(records: Sequence[Record]) -> tuple[Record, ...]:
 
 
 def told_one(record: Record) -> Record:
-    """One record as an agent is told it; the same each time, whatever is known about the noise by then."""
-    if record.val_bpb is None:
-        return replace(record, measurements=(), audit=None)
+    """One record as an agent is told it; the same each time, whatever is known about the noise by then.
+
+    What broke a guard has no score from which anything should be learnt.
+    """
+    if record.val_bpb is None or record.guards_broken:
+        return replace(record, val_bpb=None, gain=None, measurements=(), audit=None)
     step = _standard_error(record) / 2
     return replace(
         record,

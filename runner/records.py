@@ -57,7 +57,15 @@ def brief(measured: Measurement, *, confirmed: bool) -> Measured:
     )
 
 
-def record_of(header: Event, opened: OpenTrial, commit: str, measured: Sequence[Measurement]) -> Record:
+def record_of(
+    header: Event,
+    opened: OpenTrial,
+    commit: str,
+    measured: Sequence[Measurement],
+    *,
+    metric: str | None = None,
+    maximise: bool = False,
+) -> Record:
     """The record of a trial, with everything but the verdict, which is `crash` until one is known.
 
     If a measurement has no score, neither has the trial, and what is told is that measurement's.
@@ -82,6 +90,9 @@ def record_of(header: Event, opened: OpenTrial, commit: str, measured: Sequence[
         reason=told.reason,
         val_bpb=None if failed else _mean(scores),
         score_level=None if failed else told.score_level,
+        metric=metric,
+        maximise=maximise,
+        guards_broken=next((one.guards_broken for one in measured if one.guards_broken), None),
         charge=_mean(_known(measured, lambda one: one.charge)),
         slack=_most(_known(measured, lambda one: one.slack)),
         compute_seconds=told.compute_seconds,

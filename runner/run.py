@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,7 +164,7 @@ class Run:
     def concluded(self, trial: int, commit: str, step: Step) -> Record:
         """The record of a trial whose last step this is; nothing is written yet."""
         opened = self.ledger.state.opened[trial]
-        record = record_of(self._header(), opened, commit, measurements_of(opened))
+        record = self._record(opened, commit, measurements_of(opened))
         # As if it was on record already, so that its own repeats count.
         noise = verdicts.noise([*self.records, replace(record, verdict=step.verdict or record.verdict)], self.rule)
         return verdicts.with_verdict(record, step, noise)
@@ -175,7 +176,7 @@ class Run:
             reason=f"the engine failed {len(opened.failures)} times under this trial, at last: {opened.failures[-1]}",
             seconds=Seconds(),
         )
-        record = record_of(self._header(), opened, commit, [*measurements_of(opened), failed])
+        record = self._record(opened, commit, [*measurements_of(opened), failed])
         return replace(record, verdict=Verdict.REPEAT) if opened.proposed.get("repeat") else record
 
     def refused(self, refusal: Refusal) -> Record:
@@ -236,6 +237,10 @@ class Run:
         )
         source = (self.folder(event["trial"]) / "train.py").read_bytes()
         return self._workspace.candidate(event["parent"], self.task.editable, source, text)
+
+    def _record(self, opened: OpenTrial, commit: str, measured: Sequence[Measurement]) -> Record:
+        score = self.task.score
+        return record_of(self._header(), opened, commit, measured, metric=score.metric, maximise=score.maximise)
 
     def _note(self, commit: str) -> str:
         """Every trial of `commit`, a JSON object a line."""

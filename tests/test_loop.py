@@ -14,7 +14,7 @@ from runner import ledger
 from runner.errors import BaselineError, EngineError, StateError, UsageError
 from runner.loop import Loop, Outcome, Stops
 from runner.run import Run
-from runner.settings import Budget, DataOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
 from runner.trial import Compute, Ending, Measured, Proposal, Record, Refusal, Verdict
 from runner.tried import OPEN, Gate
@@ -48,6 +48,7 @@ class Bench:
             budget=Budget(steps=20),
             limits=TaskLimits(memory_gb=1, cpus=2, checkpoint_mb=1, output_mb=4),
             score=ScoreOptions(batch_rows=2),
+            gates=GateOptions(),
             judge=JudgeOptions(
                 baselines=2, sigma_prior=0.01, sigma_prior_weight=4, tau=0.005, champion_measurements=5, quarantine=0.9
             ),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from runner.report.labels import Label, place_labels
-from runner.report.plot import DPI, GREEN, GREY, INCHES, RED, draw_progress
+from runner.report.plot import DPI, GREEN, GREY, INCHES, LIGHT, RED, draw_progress
 from runner.trial import Ending, Record, Verdict
 from tests.records import baseline, record
 
@@ -107,3 +107,29 @@ def test_labels_cover_neither_each_other_nor_points() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[i + 1 :])
     marks = axes.transData.transform(points)
     assert not any(box.contains(x, y) for box in extents for x, y in marks)
+
+
+def test_a_champion_measured_again_has_a_mark_of_its_own(tmp_path: Path) -> None:
+    again = [record(number, Verdict.REPEAT, 1.6, commit="b" * 40) for number in range(3, 9)]
+    without = pixels([baseline(number) for number in range(3)], tmp_path / "a.png")
+    draw_progress([*(baseline(number) for number in range(3)), *again], tmp_path / "b.png", tag="nov21")
+    image = np.round(matplotlib.image.imread(tmp_path / "b.png") * 255).astype(int)
+    assert (image[..., :3] == _rgb(LIGHT)).all(axis=-1).sum() > 40
+    assert without[GREEN] > 0
+
+
+def test_better_is_at_the_same_end_also_for_a_metric_that_should_grow(tmp_path: Path) -> None:
+    """Mirrored scores give the same picture, but for the numbers and words beside it."""
+
+    def drawn(sign: int, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
+        more = {"maximise": sign < 0}
+        records = [baseline(number, sign * 1.6, **more) for number in range(3)]
+        records += [record(number, Verdict.KEEP, sign * (1.6 - number / 100), gain=0.01, **more) for number in range(3, 9)]
+        records += [record(number, Verdict.DISCARD, sign * 9.0, **more) for number in range(9, 12)]
+        draw_progress(records, tmp_path / name, tag="nov21")
+        image = np.round(matplotlib.image.imread(tmp_path / name) * 255).astype(int)
+        rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]] = np.argwhere((image[..., :3] == _rgb(GREEN)).all(axis=-1))[:, 0]
+        return rows
+
+    falling, growing = drawn(1, "a.png"), drawn(-1, "b.png")
+    assert abs(int(np.median(falling)) - int(np.median(growing))) < 10

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.report.live import trial_line
 from runner.report.show import show_text
+from runner.report.summary import ranks, summarise
 from runner.report.table import print_log, status_lines, status_values
 from runner.report.text import block, plain
-from runner.trial import Ending, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
 from tests.records import baseline, record
 
 EVIL = "\x1b[2J\x1b]0;title\x07[bold red]hi[/] \x9b31m\u202egnp\u202c\x00\r\nsecond\tline\x7f\x85\ud800"
@@ -137,7 +139,7 @@ def test_show_tells_everything_about_a_trial() -> None:
     kept = record(
         2, Verdict.KEEP, 1.5, gain=0.1, threshold=0.006, sigma=0.003, why="It was\ntoo low.", risk="none", steps=150,
         tokens=230400, params=1311000, memory_gb=0.612, seconds=Seconds(startup=1.25, train=22.0, total=28.0), seed=7,
-        ending=Ending.FINISHED, score_level="claimed", log_path="/runs/nov21/trials/0002/train.log", summary=(("depth", "4"),),
+        ending=Ending.FINISHED, score_level="audited", log_path="/runs/nov21/trials/0002/train.log", summary=(("depth", "4"),),
     )  # fmt: skip
     diff = "--- a/train.py\n+++ b/train.py\n@@ -1 +1 @@\n-LR = 1\n+LR = 2\n"
     assert (
@@ -145,7 +147,7 @@ def test_show_tells_everything_about_a_trial() -> None:
         == f"""trial 2 of nov21: idea 2
   verdict   keep
   ending    finished
-  val_bpb   1.500000 bits per byte (claimed)
+  val_bpb   1.500000 bits per byte (audited)
   gain      +0.100000 against the champion, 0.006000 was needed; one measurement has a standard deviation of 0.003000
   seconds   startup 1.2, train 22.0, total 28.0
   work      150 steps, 230,400 tokens, 1,311,000 parameters
@@ -172,6 +174,67 @@ What train.py said about itself (not checked)
 Diff
 {diff}"""
     )
+
+
+def test_show_tells_what_a_verdict_rests_on() -> None:
+    facts = AuditFacts(
+        rounds=4, k=1744, correction=1.2e-5, standard_error=2e-4, detectable_blind=7e-4, detectable_informed=8.7e-3, worst=0.01
+    )
+    text = show_text(
+        record(
+            2, Verdict.KEEP, 1.5, gain=0.1, threshold=0.006, sigma=0.003, sigma_interval=(0.002, 0.006), charge=0.0125,
+            slack=0.002, audit=facts, score_level="audited",
+            measurements=(
+                Measured(seed=8, val_bpb=1.4, seconds=20.0, confirmed=True),
+                Measured(seed=9, val_bpb=1.6, charge=0.025, seconds=21.0),
+            ),
+        ),
+        "",
+    )  # fmt: skip
+
+    assert "one measurement has a standard deviation of 0.003000 (90 %: 0.002000 to 0.006000)\n" in text
+    assert "charge    0.012500 for computation beyond the baselines', what is not charged is worth 0.002000 at most\n" in text
+    assert (
+        "audit     1,744 tokens in 4 rounds moved the score by +0.000012 (standard error 0.000200); "
+        "a liar could hide 0.000700, one who knows the reference 0.008700, 1 time in 100\n"
+    ) in text
+    assert "Measurements\n  1  seed 8  1.400000  20.0 s  confirmed\n  2  seed 9  1.600000  charge 0.025000  21.0 s\n" in text
+
+
+GROWING = [
+    baseline(0, 0.70, score_level="reported", metric="accuracy", maximise=True, sigma=0.01, sigma_interval=(0.005, 0.02)),
+    record(1, Verdict.KEEP, 0.80, score_level="reported", metric="accuracy", maximise=True),
+    record(2, Verdict.DISCARD, 0.75, score_level="reported", metric="accuracy", maximise=True),
+]
+
+
+def test_reported_scores_are_called_unverified_wherever_they_stand(tmp_path: Path) -> None:
+    assert "Trials, in order: accuracy, unverified" in printed(GROWING)
+    assert "0.800000 accuracy (reported, unverified; higher is better)" in show_text(GROWING[1], "")
+    lines = status_lines_of(GROWING)
+    assert lines[2] == "baseline  0.7000 accuracy (unverified), one measurement ± 0.0100 (90 %: 0.0050 to 0.0200)"
+    assert lines[3] == "best      0.8000 (unverified), trial 1: idea 1"
+    assert lines[4] == "last      trial 2, discard, 0.7500 (unverified): idea 2"
+    assert "unverified" in trial_line(GROWING[1], 0.8)
+    values = status_values(tmp_path, GROWING, running=False, open_trial=None)
+    assert (values["score_level"], values["metric"], values["maximise"]) == ("reported", "accuracy", True)
+
+
+def test_places_follow_the_direction_and_leave_out_what_is_no_idea() -> None:
+    assert ranks(GROWING) == {0: 3, 1: 1, 2: 2}
+    again = record(3, Verdict.REPEAT, 0.99, maximise=True)
+    broken = record(4, Verdict.DISCARD, 0.95, maximise=True, guards_broken="too slow")
+    assert ranks([*GROWING, again, broken]) == {0: 3, 1: 1, 2: 2}
+
+
+def test_a_champion_is_known_by_everything_that_was_measured_of_it() -> None:
+    kept = record(2, Verdict.KEEP, 1.5, measurements=(Measured(seed=1, val_bpb=1.4), Measured(seed=2, val_bpb=1.6)))
+    again = record(3, Verdict.REPEAT, 1.56, commit=kept.commit, measurements=(Measured(seed=3, val_bpb=1.56),))
+    summary = summarise([baseline(0), kept, again])
+
+    assert summary.best_score == pytest.approx(1.52)
+    assert summary.trials == 1
+    assert "champions measured again 1 times" in status_lines_of([baseline(0), kept, again])[1]
 
 
 def test_show_of_a_refused_proposal_and_of_the_baseline() -> None:

@@ -71,10 +71,26 @@ def test_the_whole_file() -> None:
         "bbbbbbb\t1.610000\t0.0\tdiscard\tbaseline: the unmodified file\n"
         "0000000\t1.580000\t1.3\tdiscard\tidea 3\n"
         "0000000\t1.500000\t1.2\tkeep\tidea 4\n"
-        "0000000\t0.000000\t0.0\tcrash\tidea 5 (train: exit code 1)\n"
-        "-------\t0.000000\t0.0\tcrash\tidea 6 (stale)\n"
+        "0000000\t0.000000\t0.0\tcrash\tidea 5 | train: exit code 1\n"
+        "-------\t0.000000\t0.0\tcrash\tidea 6 | stale\n"
         "0000000\t1.450000\t0.0\tkeep\tidea 7\n"
     )
+
+
+def test_the_reason_follows_the_idea() -> None:
+    kept = record(4, Verdict.KEEP, 1.5, reason="gain +0.1 is more than the 0.01 needed", score_level="audited")
+    assert tsv_text([kept]).endswith("\tkeep\tidea 4 | gain +0.1 is more than the 0.01 needed\n")
+
+
+def test_a_reported_score_is_called_unverified() -> None:
+    row = tsv_text([record(4, Verdict.DISCARD, 0.9, score_level="reported", metric="accuracy", maximise=True, reason="why")])
+    assert row.endswith("\t0.900000\t0.0\tdiscard\tidea 4 | accuracy, unverified | why\n")
+
+
+def test_a_champion_measured_again_is_no_progress_in_the_notebook() -> None:
+    again = record(8, Verdict.REPEAT, 1.40, agent="runner", commit=f"{7:040x}")
+    book = Notebook.read(tsv_text([*RUN, again]))
+    assert book.running_minimum == [1.6, 1.5, 1.45]
 
 
 @pytest.mark.parametrize(

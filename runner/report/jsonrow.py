@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
-from runner.trial import Record
+from runner.trial import AuditFacts, Measured, Record
 
 PHASES = ("startup", "train", "claim", "audit", "total")
 
@@ -37,12 +38,42 @@ def record_json(record: Record) -> dict[str, Any]:
         "params": record.params,
         "cost_usd": _finite(record.cost_usd),
         "seconds": {phase: _finite(getattr(record.seconds, phase)) for phase in PHASES},
-        # Nothing is audited yet; the keys are there so that readers need not change when it is.
-        "audit": {"k": None, "correction": None, "detectable_gain": None},
+        "audit": _audit(record.audit),
         "risk": record.risk,
         "threshold": _finite(record.threshold),
+        "sigma_interval": None if record.sigma_interval is None else [_finite(end) for end in record.sigma_interval],
+        "charge": _finite(record.charge),
+        "slack": _finite(record.slack),
+        "compute_seconds": None if record.compute_seconds is None else dataclasses.asdict(record.compute_seconds),
+        "metric": record.metric,
+        "maximise": record.maximise,
+        "guards_broken": record.guards_broken,
+        "measurements": [_measurement(one) for one in record.measurements],
         "proposed_at": record.proposed_at or None,
         "log_path": record.log_path,
+    }
+
+
+def _audit(facts: AuditFacts | None) -> dict[str, Any]:
+    """`detectable_gain` is what a liar who does not know the reference could hide."""
+    return {
+        "k": facts.k if facts else None,
+        "correction": _finite(facts.correction) if facts else None,
+        "detectable_gain": _finite(facts.detectable_blind) if facts else None,
+        "detectable_gain_informed": _finite(facts.detectable_informed) if facts else None,
+        "rounds": facts.rounds if facts else None,
+        "standard_error": _finite(facts.standard_error) if facts else None,
+        "worst": _finite(facts.worst) if facts else None,
+    }
+
+
+def _measurement(one: Measured) -> dict[str, Any]:
+    return {
+        "seed": one.seed,
+        "val_bpb": _finite(one.val_bpb),
+        "charge": _finite(one.charge),
+        "seconds": _finite(one.seconds),
+        "confirmed": one.confirmed,
     }
 
 

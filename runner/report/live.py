@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from runner.report.jsonrow import record_json
-from runner.report.summary import summarise
+from runner.report.summary import summarise, unverified
 from runner.report.table import STYLES, print_log
 from runner.report.text import plain
 from runner.report.tsv import write_tsv
@@ -98,11 +98,14 @@ class JsonView:
 def trial_line(record: Record, best: float | None) -> str:
     """A judged trial in one line."""
     score = "     -" if record.val_bpb is None else f"{record.val_bpb:.4f}"
+    score += " unverified" if unverified(record) else ""
     total = "" if record.seconds.total is None else f"{record.seconds.total:5.1f} s"
     mark = "" if best is None else f"best {best:.4f}"
     steps = "" if record.steps is None else f"{record.steps} steps"
     idea = plain(record.idea, IDEA_WIDTH)
     why = f"  ({plain(record.reason, 100)})" if record.verdict in (Verdict.CRASH, Verdict.INVALID) else ""
+    count = len(record.measurements)
+    why = f"  (mean of {count})" if not why and count > 1 else why
     return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<8}  {steps:>9}  {total:>7}  {mark}{why}"
 
 
@@ -122,8 +125,9 @@ def print_summary(folder: Path, editable: str, records: Sequence[Record], reason
     lines = [f"ended: {reason}"]
     if best is not None and score is not None:
         start = f" (baseline {summary.baseline:.4f})" if summary.counts[Verdict.KEEP] else ""
+        label = ", unverified" if summary.unverified else ""
         lines += [
-            f"best val_bpb  {score:.4f}{start}, trial {best.trial}, commit {(best.commit or '')[:10]}",
+            f"{'best ' + plain(summary.name, 64):<13} {score:.4f}{start}{label}, trial {best.trial}, commit {(best.commit or '')[:10]}",
             f"see it        git show autoresearch/{folder.name}:{editable}   (or: autoresearch show {best.trial})",
             f"the model     autoresearch export-model {best.trial}",
         ]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from runner.report.files import replace_file
 from runner.report.labels import Label, place_labels
-from runner.report.summary import Summary, scored, summarise
+from runner.report.summary import Summary, scored, summarise, tree_score
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 INCHES, DPI = (12.0, 6.5), 110
 GREY, GREEN, RED, ORANGE = "#9aa0a6", "#00875a", "#c5221f", "#e37400"
-BLUE, INK = "#1a56b0", "#202124"
+BLUE, LIGHT, INK = "#1a56b0", "#7aa5e8", "#202124"
 LABEL_WIDTH = 34
 ROOM = 3.0
-"""Discarded trials are drawn to scale up to this many times the whole gain above the baseline."""
+"""Discarded trials are drawn to scale up to this many times the whole gain on the worse side of the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class _Style:
 
 _STYLES = (
     _Style(name="baseline", verdict=Verdict.BASELINE, marker="D", size=44, color=BLUE, above=4),
+    _Style(name="champion again", verdict=Verdict.REPEAT, marker="d", size=20, color=LIGHT, above=3.5),
     _Style(name="discarded", verdict=Verdict.DISCARD, marker="o", size=30, color=GREY, above=3),
     _Style(name="kept", verdict=Verdict.KEEP, marker="o", size=64, color=GREEN, above=5),
 )
@@ -54,9 +55,19 @@ _STYLES = (
 class _Scale:
     low: float
     edge: float
-    """The highest score that is drawn to scale."""
+    """The worst score that is drawn to scale."""
     high: float
-    """Leaves a strip above `edge` for what has no place on the scale."""
+    """Leaves a strip beyond `edge` for what has no place on the scale; upside down if higher is better."""
+    worse: int
+    """1 if worse scores are higher, else -1."""
+
+    def beyond(self, score: float) -> bool:
+        """True if `score` is too bad to be drawn to scale."""
+        return self.worse * (score - self.edge) > 0
+
+    def within(self, score: float) -> float:
+        """`score`, or the edge if it is beyond that."""
+        return self.edge if self.beyond(score) else score
 
 
 def draw_progress(records: Sequence[Record], path: Path, *, tag: str) -> None:
@@ -79,7 +90,7 @@ def _draw(figure: Figure, canvas: FigureCanvasAgg, records: Sequence[Record], ta
     summary = summarise(records)
     axes = figure.add_subplot()
     scale = _scale(records, summary)
-    _frame(axes, records, scale)
+    _frame(axes, records, summary, scale)
     _band(axes, summary)
     _marks(axes, records, scale)
     _line(axes, records, summary)
@@ -96,18 +107,25 @@ def _draw(figure: Figure, canvas: FigureCanvasAgg, records: Sequence[Record], ta
 
 
 def _scale(records: Sequence[Record], summary: Summary) -> _Scale:
-    """What the vertical axis spans: the whole way from baseline to best, and most of what was worse."""
-    scores = [score for record in records if (score := scored(record)) is not None]
+    """What the vertical axis spans: the whole way from baseline to best, and most of what was worse.
+
+    Better is down, as in upstream's plot; a metric that should grow is drawn with its axis upside down.
+    """
+    worse = -1 if summary.maximise else 1
+    scores = [worse * score for record in records if (score := scored(record)) is not None]
     if not scores:
-        return _Scale(low=0.0, edge=0.9, high=1.0)
-    low, base = min(scores), max([summary.baseline or max(scores), min(scores)])
+        return _Scale(low=0.0, edge=0.9, high=1.0, worse=1)
+    start = max(scores) if summary.baseline is None else worse * summary.baseline
+    low, base = min(scores), max(start, min(scores))
     noise = 2 * (summary.sigma or 0.0)
     gain = max(base - low, 2 * noise, 1e-3)
     most = min(base + ROOM * gain, _quantile(scores))
     edge = max(base + noise, *(score for score in scores if score <= max(most, base)))
     low = min(low, base - noise)
     span = max(edge - low, 1e-3)
-    return _Scale(low=low - 0.09 * span, edge=edge + 0.02 * span, high=edge + 0.14 * span)
+    return _Scale(
+        low=worse * (low - 0.09 * span), edge=worse * (edge + 0.02 * span), high=worse * (edge + 0.14 * span), worse=worse
+    )
 
 
 def _quantile(scores: Sequence[float]) -> float:
@@ -115,7 +133,12 @@ def _quantile(scores: Sequence[float]) -> float:
     return max(scores) if len(scores) < 10 else statistics.quantiles(scores, n=20)[16]
 
 
-def _frame(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
+def _unit(summary: Summary) -> str:
+    better = "higher is better" if summary.maximise else "lower is better"
+    return f"reported score, unverified ({better})" if summary.unverified else f"val_bpb (bits per byte, {better})"
+
+
+def _frame(axes: Axes, records: Sequence[Record], summary: Summary, scale: _Scale) -> None:
     from matplotlib.ticker import MaxNLocator
 
     first, last = (records[0].trial, records[-1].trial) if records else (0, 1)
@@ -126,7 +149,7 @@ def _frame(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
         axes.set_yticks([])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("trial", fontsize=11, labelpad=6)
-    axes.set_ylabel("val_bpb (bits per byte, lower is better)", fontsize=11, labelpad=8)
+    axes.set_ylabel(_unit(summary), fontsize=11, labelpad=8)
     axes.grid(axis="y", color="#e8eaed", linewidth=0.8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
@@ -150,8 +173,8 @@ def _marks(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
             for record in records
             if record.verdict is style.verdict and (score := scored(record)) is not None
         ]
-        beyond += [trial for trial, score in points if score > scale.edge]
-        inside = [point for point in points if point[1] <= scale.edge]
+        beyond += [trial for trial, score in points if scale.beyond(score)]
+        inside = [point for point in points if not scale.beyond(point[1])]
         if inside:
             axes.scatter(
                 [trial for trial, _ in inside],
@@ -201,13 +224,13 @@ def _line(axes: Axes, records: Sequence[Record], summary: Summary) -> None:
 
 
 def _best_steps(records: Sequence[Record], summary: Summary) -> list[tuple[float, float]]:
-    """The champion's score over the trials: the baseline's mean, then each kept trial's own."""
+    """The champion's score over the trials: each champion's mean over everything that was measured of it."""
     if summary.baseline is None:
         return []
     kept = [
         (float(record.trial), score)
         for record in records
-        if record.verdict is Verdict.KEEP and (score := scored(record)) is not None
+        if record.verdict is Verdict.KEEP and (score := tree_score(records, record)) is not None
     ]
     steps = [(float(records[0].trial), summary.baseline), *kept]
     return [*steps, (float(records[-1].trial), steps[-1][1])]
@@ -228,7 +251,8 @@ def _title(summary: Summary, tag: str) -> str:
         for verdict, name in ((Verdict.CRASH, "crashed"), (Verdict.INVALID, "refused"))
         if count[verdict]
     ]
-    return "    ".join(part for part in (tag, best, ", ".join(tally)) if part)
+    label = "scores unverified" if summary.unverified else ""
+    return "    ".join(part for part in (tag, best, ", ".join(tally), label) if part)
 
 
 def _labels(records: Sequence[Record]) -> list[Label]:
@@ -247,7 +271,7 @@ def _labels(records: Sequence[Record]) -> list[Label]:
 def _obstacles(records: Sequence[Record], summary: Summary, scale: _Scale) -> list[tuple[float, float]]:
     """Points that no label may cover: the marks, and the line between them."""
     marks = [
-        (float(record.trial), min(score, scale.edge))
+        (float(record.trial), scale.within(score))
         for record in records
         if (score := scored(record)) is not None
     ]

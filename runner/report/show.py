@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from runner.report.summary import scored
+from runner.report.summary import scored, unverified
 from runner.report.text import block, plain
 from runner.trial import Record, Verdict
 
@@ -12,6 +12,7 @@ _BRIEF = {
     "tuner": "The tuner does not read program.md: it tries numbers.",
     "replay": "Replayed from a file; program.md played no part.",
     "hand": "Handed in as a file; program.md played no part.",
+    "runner": "Measured again by the runner itself, to know the champion better.",
 }
 _PHASES = ("startup", "train", "claim", "audit", "total")
 
@@ -20,6 +21,7 @@ def show_text(record: Record, diff: str) -> str:
     """One trial for a terminal; `diff` is what it changes, as text."""
     parts = [
         "\n".join([f"trial {record.trial} of {plain(record.tag)}: {plain(record.idea)}", *_facts(record)]),
+        _paragraph("Measurements", "\n".join(_measurements(record))),
         _paragraph("Why", record.why),
         _paragraph("Risk", record.risk),
         _paragraph("The agent", _BRIEF.get(record.agent, "")),
@@ -36,8 +38,10 @@ def _facts(record: Record) -> Iterator[str]:
     facts = {
         "verdict": f"{record.verdict}, {plain(record.reason)}" if record.reason else str(record.verdict),
         "ending": str(record.ending or ""),
-        "val_bpb": _score(record),
+        "val_bpb" if record.metric is None else "score": _score(record),
         "gain": _gain(record),
+        "charge": _charge(record),
+        "audit": _audit(record),
         "seconds": ", ".join(
             f"{phase} {value:.1f}"
             for phase in _PHASES
@@ -62,7 +66,40 @@ def _score(record: Record) -> str:
     score = scored(record)
     if score is None:
         return ""
+    if unverified(record):
+        better = "higher" if record.maximise else "lower"
+        return f"{score:.6f} {record.metric or ''} ({record.score_level}, unverified; {better} is better)"
     return f"{score:.6f} bits per byte" + (f" ({record.score_level})" if record.score_level else "")
+
+
+def _measurements(record: Record) -> Iterator[str]:
+    if len(record.measurements) < 2:
+        return
+    for number, one in enumerate(record.measurements, 1):
+        score = "no score" if one.val_bpb is None else f"{one.val_bpb:.6f}"
+        charge = f"  charge {one.charge:.6f}" if one.charge else ""
+        spent = "" if one.seconds is None else f"  {one.seconds:.1f} s"
+        yield f"{number}  seed {one.seed}  {score}{charge}{spent}{'  confirmed' if one.confirmed else ''}"
+
+
+def _charge(record: Record) -> str:
+    parts = []
+    if record.charge:
+        parts.append(f"{record.charge:.6f} for computation beyond the baselines'")
+    if record.slack is not None:
+        parts.append(f"what is not charged is worth {record.slack:.6f} at most")
+    return ", ".join(parts)
+
+
+def _audit(record: Record) -> str:
+    facts = record.audit
+    if facts is None:
+        return ""
+    return (
+        f"{facts.k:,} tokens in {facts.rounds} rounds moved the score by {facts.correction:+.6f} "
+        f"(standard error {facts.standard_error:.6f}); a liar could hide {facts.detectable_blind:.6f}, "
+        f"one who knows the reference {facts.detectable_informed:.6f}, 1 time in 100"
+    )
 
 
 def _gain(record: Record) -> str:
@@ -72,6 +109,8 @@ def _gain(record: Record) -> str:
     noise = (
         "" if record.sigma is None else f"; one measurement has a standard deviation of {record.sigma:.6f}"
     )
+    if record.sigma_interval is not None:
+        noise += " (90 %: {:.6f} to {:.6f})".format(*record.sigma_interval)
     return f"{record.gain:+.6f} against the champion{needed}{noise}"
 
 

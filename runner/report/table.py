@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from runner.report.summary import Summary, ranks, scored, summarise
+from runner.report.summary import Summary, ranks, scored, summarise, unverified
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -39,12 +39,14 @@ def print_log(records: Sequence[Record], file: IO[str] | None = None) -> None:
     if not console.is_terminal:
         console = Console(file=out, highlight=False, width=PIPE_WIDTH)
     places = ranks(records)
-    console.print(_table("Trials, in order", records, places))
+    summary = summarise(records)
+    label = f": {plain(summary.name, 64)}, unverified" if summary.unverified else ""
+    console.print(_table(f"Trials, in order{label}", records, places))
     if len(places) > 2 * BEST:
         best = sorted(
             (record for record in records if record.trial in places), key=lambda record: places[record.trial]
         )
-        console.print(_table(f"The best {BEST}", best[:BEST], places))
+        console.print(_table(f"The best {BEST}{label}", best[:BEST], places))
 
 
 def status_values(
@@ -60,6 +62,10 @@ def status_values(
         "counts": {str(verdict): count for verdict, count in summary.counts.items()},
         "baseline": summary.baseline,
         "sigma": summary.sigma,
+        "sigma_interval": summary.sigma_interval,
+        "score_level": summary.score_level,
+        "metric": summary.metric,
+        "maximise": summary.maximise,
         "best": _best(summary),
         "last_trial": records[-1].trial if records else None,
         "results": str(folder / "results.tsv"),
@@ -80,11 +86,12 @@ def status_lines(
     )
     lines = [f"run       {plain(folder.name)}: {state}", f"trials    {_counts(summary)}"]
     if summary.baseline is not None:
-        noise = "" if summary.sigma is None else f", one measurement ± {summary.sigma:.4f}"
-        lines.append(f"baseline  {summary.baseline:.4f} bits per byte{noise}")
+        unit = f" {plain(summary.name, 64)} (unverified)" if summary.unverified else " bits per byte"
+        lines.append(f"baseline  {summary.baseline:.4f}{unit}{_noise(summary)}")
     if summary.best is not None and summary.best_score is not None and summary.best.verdict is Verdict.KEEP:
         lines.append(
-            f"best      {summary.best_score:.4f}, trial {summary.best.trial}: {plain(summary.best.idea, 72)}"
+            f"best      {summary.best_score:.4f}{' (unverified)' if summary.unverified else ''}, "
+            f"trial {summary.best.trial}: {plain(summary.best.idea, 72)}"
         )
     if records:
         lines.append(f"last      {_last(records[-1])}")
@@ -102,7 +109,8 @@ def _table(title: str, records: Sequence[Record], places: dict[int, int]) -> Tab
     for name in ("trial", "place"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for name in ("val_bpb", "gain", "steps", "seconds", "memory"):
+    score = "unverified" if any(unverified(record) for record in records) else "val_bpb"
+    for name in (score, "gain", "steps", "seconds", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("idea", ratio=1, overflow="fold")
     for record in records:
@@ -113,7 +121,9 @@ def _table(title: str, records: Sequence[Record], places: dict[int, int]) -> Tab
 
 def _cells(record: Record, places: dict[int, int]) -> list[str]:
     score = scored(record)
+    count = len(record.measurements)
     why = f" ({plain(record.reason, 80)})" if score is None and record.reason else ""
+    why = f" (mean of {count})" if score is not None and count > 1 else why
     return [
         str(record.trial),
         str(places.get(record.trial, "")),
@@ -131,6 +141,16 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _noise(summary: Summary) -> str:
+    if summary.sigma is None:
+        return ""
+    digits = 4 if summary.sigma >= 1e-3 else 5
+    if summary.sigma_interval is None:
+        return f", one measurement ± {summary.sigma:.{digits}f}"
+    low, high = summary.sigma_interval
+    return f", one measurement ± {summary.sigma:.{digits}f} (90 %: {low:.{digits}f} to {high:.{digits}f})"
+
+
 def _counts(summary: Summary) -> str:
     count = summary.counts
     parts = [
@@ -140,12 +160,14 @@ def _counts(summary: Summary) -> str:
     ]
     if count[Verdict.INVALID]:
         parts.append(f"{count[Verdict.INVALID]} refused")
-    return f"{summary.trials} judged: {', '.join(parts)}; {count[Verdict.BASELINE]} of the baseline before"
+    again = f", champions measured again {count[Verdict.REPEAT]} times" if count[Verdict.REPEAT] else ""
+    return f"{summary.trials} judged: {', '.join(parts)}; {count[Verdict.BASELINE]} of the baseline before{again}"
 
 
 def _last(record: Record) -> str:
     score = scored(record)
-    result = plain(record.reason, 72) if score is None else f"{score:.4f}"
+    label = " (unverified)" if unverified(record) else ""
+    result = plain(record.reason, 72) if score is None else f"{score:.4f}{label}"
     return f"trial {record.trial}, {record.verdict}, {result}: {plain(record.idea, 72)}"
 
 

@@ -5,8 +5,10 @@ counts keeps and discards, and ranks keeps by their distance to the keep before.
 
 - The first baseline is a `keep`, as upstream's own first row is.  Its repeats are `discard`: they are the
   same file with other seeds, and a lucky one would otherwise show as progress that nobody made.
-- Whatever has no score (crashed, out of time or memory, refused) is a `crash` with 0.000000, as upstream has
-  it; the reason follows the description.
+- A champion that was measured again is `discard` too: nobody proposed it.
+- Whatever has no score (crashed, out of time or memory, refused) is a `crash` with 0.000000, as upstream has it.
+- The reason of the verdict follows the description, after a bar; scores that nobody checked are called unverified.
+- The column `val_bpb` holds a reported metric as it is, also one that should grow; the notebook would draw that falling.
 - No description begins a quoted field or reads as a missing value.
 """
 
@@ -17,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner.report.files import replace_file
+from runner.report.summary import unverified
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -61,13 +64,15 @@ def _row(record: Record, *, first: bool) -> tuple[str, ...]:
         f"{record.val_bpb if scored else 0.0:.6f}",
         f"{memory:.1f}",
         status,
-        _description(record, scored=scored),
+        _description(record),
     )
 
 
-def _description(record: Record, *, scored: bool) -> str:
-    text = plain(record.idea, 200)
-    if not scored and record.reason:
-        text = f"{text} ({plain(record.reason, 120)})"
-    text = text.replace('"', "'")
+def _description(record: Record) -> str:
+    parts = [plain(record.idea, 200), _unverified(record), plain(record.reason, 240)]
+    text = " | ".join(part for part in parts if part).replace('"', "'")
     return f"idea: {text}" if text.lower() in _MISSING else text
+
+
+def _unverified(record: Record) -> str:
+    return f"{plain(record.metric or 'score', 64)}, unverified" if unverified(record) else ""
