@@ -21,8 +21,6 @@ Float64s = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
-UNIFORM_SHARE = 0.5
-"""Share of a row's draw that every position gets alike: no weight exceeds T / UNIFORM_SHARE."""
 FLOOR = 0.02
 """Added to every advantage, so that a row without any has a law; nats."""
 HIGHEST_LOGIT = 1e4
@@ -33,9 +31,28 @@ MEAN_Z = 4.0
 """Standard errors, of fixed noise, that the mean correction may reach."""
 SURVIVAL = 0.01
 """Chance of passing that defines a detectable gain."""
+SLACK = 1.1
+DEPTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, math.inf)
+"""How far a claim may lie below the truth, nats."""
+OVERSHOOTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+"""How far a lie of one who knows the reference may go below it, nats."""
 
 _CHUNK = 1 << 20
 """Targets worked on at once: bounds memory to a few float64 arrays of this size."""
+_SAMPLE = 1 << 20
+"""About how many targets the expected stakes are averaged over."""
+_WIDTH = 128
+"""The most targets in a row that a liar aims at one by one; beyond these, lies by claim hide more."""
+_WEIGHTS = (0.3, 0.8, 1.0)
+"""What a liar sorts targets by: how much of a lie's cost comes from the uniform law."""
+_BUDGET = np.float32(-math.log(SURVIVAL))
+_LOG_PRICES = (math.log(1e-2), math.log(1e6))
+"""Nats per unit of cost: far below what one row gives, far above what all rows of a large set give."""
+_CELLS_PER_NAT = 64
+_CELLS = 100 * _CELLS_PER_NAT
+_TINY = np.float32(1e-9)
+_NEVER = np.float32(1e4)
+"""A target that nobody lies about: nats below the reference."""
 
 
 class RefusedAnswerError(Exception):
@@ -120,46 +137,48 @@ class Detectable:
 
 
 def law(claim: Float32s, countable: Bools, reference: Float32s | None) -> Float64s:
-    """The chance of each position to be drawn in one round: float64 [R, T]; rows sum to 1, or to 0 if empty.
+    """The chance q of each target to be drawn, per round: float64 [R, T]; a row sums to 1, or to 0 without targets.
 
-    `claim` and `reference` float32 [R, T], nats; `countable` bool [R, T].  The uniform half bounds every
-    weight; the other half follows the advantage that is claimed over the reference.
+    `claim` and `reference` float32 [R, T], nats; `countable` bool [R, T]: targets that have bytes.
+    q is the mean of two laws: every target alike, which bounds the weights; and in proportion to the stake
+    (max(reference - claim, 0) + FLOOR)^2, which finds lies that are deep or many.
     """
-    seats = countable.sum(axis=1, keepdims=True)
-    uniform: Float64s = countable / np.maximum(seats, 1)
-    if reference is None:
-        return uniform
-    stake: Float64s = np.maximum(reference.astype(np.float64) - claim, 0) + FLOOR
-    stake *= countable
-    total = stake.sum(axis=1, keepdims=True)
-    stake /= np.where(total > 0, total, 1)
-    stake *= 1 - UNIFORM_SHARE
-    stake += UNIFORM_SHARE * uniform
-    return stake
+    uniform, stakes = _laws(claim, countable, reference)
+    return (uniform + stakes) / 2
 
 
 def draw(
     claim: Float32s, countable: Bools, reference: Float32s | None, *, rounds: int, rng: np.random.Generator
 ) -> Draw:
-    """Draw one target per row and round by `law`, independently; the cuts of a row ascend over the rounds.
+    """Draw one target per row and round; the cuts of a row ascend over the rounds.
 
-    Arguments as for `law`.  Without a reference the draw is uniform.  `rng` must come from the operating
-    system's randomness, seeded after the claim is fixed.
+    Arguments as for `law`.  Half of a row's rounds follow the first of its two laws and half the second (a coin
+    decides on an odd one), so a target is drawn `rounds` * q times on average; whole rounds of each catch more
+    than a coin every time.  `rng` must be seeded by the operating system's randomness, after the claim is fixed.
     """
     _same_shape(claim, countable, reference)
     cuts = np.full((rounds, len(claim)), -1, dtype=np.int64)
     probability = np.ones((rounds, len(claim)))
     for rows in _chunks(*claim.shape):
-        chances = law(claim[rows], countable[rows], None if reference is None else reference[rows])
-        steps = np.cumsum(chances, axis=1)
-        filled = np.flatnonzero(steps[:, -1] > 0)
-        chances, steps = chances[filled], steps[filled]
-        last = claim.shape[1] - 1 - np.argmax(countable[rows][filled][:, ::-1], axis=1)
-        points = rng.random((rounds, len(filled))) * steps[:, -1]
-        found = np.stack([np.minimum((steps <= point[:, None]).sum(axis=1), last) for point in points])
+        filled = rows.start + np.flatnonzero(countable[rows].any(axis=1))
+        some = countable[filled]
+        uniform, stakes = _laws(claim[filled], some, None if reference is None else reference[filled])
+        last = some.shape[1] - 1 - np.argmax(some[:, ::-1], axis=1)
+        by_stakes = np.arange(rounds)[:, None] < rounds // 2
+        coin = (np.arange(rounds)[:, None] == 2 * (rounds // 2)) & (rng.random(len(filled)) < 0.5)
+        found = np.empty((rounds, len(filled)), dtype=np.int64)
+        for number, follow in enumerate(by_stakes | coin):
+            for law_steps, chosen in (
+                (np.cumsum(uniform, axis=1), ~follow),
+                (np.cumsum(stakes, axis=1), follow),
+            ):
+                steps = law_steps[chosen]
+                points = rng.random(len(steps)) * steps[:, -1]
+                found[number, chosen] = np.minimum((steps <= points[:, None]).sum(axis=1), last[chosen])
         found.sort(axis=0)
-        cuts[:, rows.start + filled] = found
-        probability[:, rows.start + filled] = chances[np.arange(len(filled)), found]
+        cuts[:, filled] = found
+        here = np.arange(len(filled))
+        probability[:, filled] = (uniform[here, found] + stakes[here, found]) / 2
     return Draw(cuts=cuts, probability=probability)
 
 
@@ -264,23 +283,226 @@ def poisson_quantile(mean: float, exceeded: float = FALSE_ALARM) -> int:
 
 
 def detectable_gain(
-    claim: Float32s, countable: Bools, reference: Float32s | None, *, rounds: int, val_bytes: int
+    claim: Float32s,
+    countable: Bools,
+    reference: Float32s | None,
+    *,
+    rounds: int | Sequence[int],
+    val_bytes: int,
 ) -> Detectable:
-    """Gains that a false claim could hide from `rounds` rounds in all with the chance `SURVIVAL`.
+    """Gains that a false claim could hide from all audits before a keep with the chance `SURVIVAL`.
 
-    Arguments as for `law`; `rounds` over all audits before a keep.
+    Arguments as for `law`; `claim` stands for what an honest one would say.  `rounds`: of one audit, or of
+    each.  Bounds from above over the liars of docs/score.md, by Lagrange's dual of the best choice of rows,
+    targets and depths; the bounds' own slack is a few per cent.
     """
-    budget = -math.log(SURVIVAL) / rounds
-    chances = law(claim, countable, reference)
-    lie = np.where(countable, claim, 0)
-    order = np.argsort(-lie, axis=1)
-    gains = np.take_along_axis(lie, order, axis=1).cumsum(axis=1)
-    costs = -np.log1p(-np.minimum(np.take_along_axis(chances, order, axis=1).cumsum(axis=1), 1 - 1e-12))
-    best = np.divide(gains, costs, where=(costs > 0) & (costs <= budget), out=np.zeros_like(costs)).max(
-        initial=0
-    )
-    gain = float(best) * budget / (math.log(2) * val_bytes)
-    return Detectable(blind=gain, informed=gain)
+    _same_shape(claim, countable, reference)
+    audits = (rounds,) if isinstance(rounds, int) else tuple(rounds)
+    seats = np.maximum(countable.sum(axis=1, dtype=np.float32), 1)
+    expected, known = _lies_by_claim(claim, countable, reference, seats, audits)
+    per_bpb = math.log(2) * val_bytes
+    blind = SLACK * _most_hidden(expected) / per_bpb
+    if reference is None:
+        return Detectable(blind=blind, informed=blind)
+    aimed = _lies_by_reference(claim, countable, reference, seats, audits)
+    return Detectable(blind=blind, informed=max(blind, SLACK * _most_hidden(known + aimed) / per_bpb))
+
+
+# ------------------------------------------------------------------------------------- the two laws of the draw
+
+
+def _laws(claim: Float32s, countable: Bools, reference: Float32s | None) -> tuple[Float64s, Float64s]:
+    seats = countable.sum(axis=1, keepdims=True)
+    uniform: Float64s = countable / np.maximum(seats, 1)
+    if reference is None:
+        return uniform, uniform
+    stakes = _stake(reference.astype(np.float64) - claim) * countable
+    total = stakes.sum(axis=1, keepdims=True)
+    return uniform, stakes / np.where(total > 0, total, 1)
+
+
+def _stake(advantage: npt.NDArray[Any]) -> Float64s:
+    stake: Float64s = np.square(np.maximum(advantage, 0) + FLOOR)
+    return stake
+
+
+def _whole_stakes(claim: Float32s, countable: Bools, reference: Float32s) -> Float64s:
+    """The sum of each row's stakes, [R]."""
+    whole = np.empty(len(claim))
+    for rows in _chunks(*claim.shape):
+        whole[rows] = (_stake(reference[rows] - claim[rows]) * countable[rows]).sum(axis=1)
+    return whole
+
+
+# ---------------------------------------------------------------------------------------- what a liar could hide
+
+
+@dataclass(frozen=True)
+class _Lies:
+    """Ways to lie in each row, both float32 [ways, R]; a liar takes at most one of them per row."""
+
+    gain: Float32s
+    """Hidden nats."""
+    cost: Float32s
+    """Minus the logarithm of the chance that no round of no audit draws a lie; at most `_BUDGET`."""
+
+
+def _more_and_more(gain: Float32s, uniform: Float32s, stakes: Float32s, audits: Sequence[int]) -> _Lies:
+    """Ever more lies of one kind: what they hide and the parts of a row's two laws that they hold, [steps, R].
+
+    Where a step costs more than there is to spend, it is cut between the one before and itself.
+    """
+    pairs = sum(rounds // 2 for rounds in audits)
+    odd = sum(rounds % 2 for rounds in audits)
+    cost = -pairs * np.log(np.maximum((1 - uniform) * (1 - stakes), _TINY))
+    if odd:
+        cost -= odd * np.log(np.maximum(1 - (uniform + stakes) / 2, _TINY))
+    before = np.zeros_like(cost)
+    before[1:] = cost[:-1]
+    last = (cost > _BUDGET) & (before <= _BUDGET)
+    part = (_BUDGET - before[last]) / (cost[last] - before[last])
+    gain_before = np.zeros_like(gain)
+    gain_before[1:] = gain[:-1]
+    cut = gain_before[last] + part * (gain[last] - gain_before[last])
+    gain = np.where(cost > _BUDGET, np.float32(0), gain)
+    gain[last] = cut
+    return _Lies(gain, np.minimum(cost, _BUDGET))
+
+
+def _lies_by_claim(
+    claim: Float32s, countable: Bools, reference: Float32s | None, seats: Float32s, audits: Sequence[int]
+) -> tuple[list[_Lies], list[_Lies]]:
+    """Lies of one depth, or down to zero, about the targets that are cheapest to lie about as far as a claim tells.
+
+    Without the reference nothing but the claim tells targets apart: those in one bin of claims have one gain
+    and one expected stake, the mean over all rows.  A row's other stakes spread around what is expected, by a
+    factor x; the chance to pass is a concave function of x^n, n the rounds by stakes, so the mean of x^n bounds it.
+    Second, the same lies with x known, for one who knows which rows have honest stakes to hide behind.
+    """
+    step = max(1, claim.size // _SAMPLE)
+    counted = countable[::step]
+    sample = claim[::step][counted].astype(np.float64)
+    bin_of_cell = _bins(sample)
+    bins = int(bin_of_cell.max()) + 1
+    counts = np.empty((bins, len(claim)), dtype=np.float32)
+    for rows in _chunks(*claim.shape):
+        place = bin_of_cell[_cells(claim[rows])]
+        place += bins * np.arange(len(place))[:, None]
+        counts[:, rows] = np.bincount(place[countable[rows]], minlength=len(place) * bins).reshape(-1, bins).T
+
+    place = bin_of_cell[_cells(sample)]
+    members = np.maximum(np.bincount(place, minlength=bins), 1)
+    advantage = None if reference is None else reference[::step][counted] - sample
+
+    def mean(values: Float64s) -> Float32s:
+        return (np.bincount(place, weights=values, minlength=bins) / members).astype(np.float32)
+
+    def stake_if(shift: Float64s | float) -> Float32s:
+        return np.ones(bins, dtype=np.float32) if advantage is None else mean(_stake(advantage + shift))
+
+    honest = stake_if(0.0)
+    typical = float(members @ honest) / max(1, sample.size)
+    total = honest @ counts
+    whole = total if reference is None else _whole_stakes(claim, countable, reference)
+    scale = (np.maximum(whole, _TINY) / np.maximum(total, _TINY)).astype(np.float32)
+    chances = sum((rounds + 1) // 2 for rounds in audits)
+    spread = np.mean(scale[total > 0] ** chances, dtype=np.float64) ** (1 / chances) if total.any() else 1.0
+    expected, known = [], []
+    for depth in DEPTHS:
+        shift = np.minimum(sample, depth)
+        gain, stake = mean(shift), stake_if(shift)
+        gain[0] = min(depth, float(claim.max(initial=0, where=countable)))  # few, and far apart
+        for weight in _WEIGHTS:
+            order = np.argsort((weight + (1 - weight) * stake / typical) / np.maximum(gain, _TINY))
+            some = counts[order]
+            lied = (some.cumsum(axis=0) / seats).astype(np.float32, copy=False)
+            hidden: Float32s = (some * gain[order, None]).cumsum(axis=0)
+            stakes = (some * stake[order, None]).cumsum(axis=0)
+            others = np.maximum(total - (some * honest[order, None]).cumsum(axis=0), _TINY)
+            expected.append(
+                _more_and_more(hidden, lied, stakes / (stakes + others * np.float32(spread)), audits)
+            )
+            if reference is not None:
+                known.append(_more_and_more(hidden, lied, stakes / (stakes + others * scale), audits))
+    return expected, known
+
+
+def _bins(sample: Float64s) -> Ints:
+    """Bins of claimed nll, from the highest down: the bin of each cell.
+
+    Of about like numbers of targets, but finer towards the highest claims, where lies are made.
+    """
+    smallest = min(1.0, 64 / max(1, sample.size))
+    shares = np.concatenate([np.linspace(0, 1, 17), np.geomspace(smallest, 1, 17)])
+    histogram = np.bincount(_cells(sample), minlength=_CELLS)
+    above = histogram[::-1].cumsum()[::-1] / max(1, sample.size)
+    return np.unique(np.searchsorted(np.sort(shares), above), return_inverse=True)[1]
+
+
+def _cells(nll: npt.NDArray[Any]) -> Ints:
+    cells: Ints = np.clip(nll * _CELLS_PER_NAT, 0, _CELLS - 1).astype(np.int64)
+    return cells
+
+
+def _lies_by_reference(
+    claim: Float32s, countable: Bools, reference: Float32s, seats: Float32s, audits: Sequence[int]
+) -> list[_Lies]:
+    """Lies where the honest claim is worst against the reference: down to it they add nothing to the stakes.
+
+    And past it by an overshoot that is the same for all, because stakes are convex.  That a claim cannot fall
+    below zero is left out, which bounds from above.
+    """
+    width = min(claim.shape[1], _WIDTH)
+    worst = np.empty((width, len(claim)), dtype=np.float32)
+    for rows in _chunks(*claim.shape):
+        better = np.where(countable[rows], reference[rows] - claim[rows], _NEVER)
+        worst[:, rows] = -np.sort(np.partition(better, width - 1, axis=1)[:, :width], axis=1).T
+    ranks = np.unique(np.geomspace(1, width, 32).astype(np.int64)) - 1
+    number = (ranks[:, None] + 1).astype(np.float32)
+    whole = _whole_stakes(claim, countable, reference)
+    others = np.maximum(whole - _stake(-worst).cumsum(axis=0)[ranks], _TINY).astype(np.float32)
+    to_reference = worst.cumsum(axis=0)[ranks]
+    lied = np.minimum(number / seats, 1)
+    ways = []
+    for overshoot in OVERSHOOTS:
+        stakes = number * np.float32((overshoot + FLOOR) ** 2)
+        ways.append(
+            _more_and_more(to_reference + overshoot * number, lied, stakes / (stakes + others), audits)
+        )
+    return ways
+
+
+def _most_hidden(ways: Sequence[_Lies]) -> float:
+    """At least the most nats that one way per row hides at a total cost of `_BUDGET`.
+
+    For any price of cost, price * budget + sum over rows of max(gain - price * cost, 0) is such a bound
+    (Lagrange's dual).  It is convex in the price, so a golden-section search finds its least value.
+    """
+    gain = np.concatenate([lies.gain for lies in ways])
+    cost = np.concatenate([lies.cost for lies in ways])
+
+    def bound(log_price: float) -> float:
+        price = np.float32(math.exp(log_price))
+        surplus = np.maximum((gain - price * cost).max(axis=0), 0)
+        return float(price * _BUDGET) + float(surplus.sum(dtype=np.float64))
+
+    golden = (math.sqrt(5) - 1) / 2
+    low, high = _LOG_PRICES
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = bound(left), bound(right)
+    for _ in range(16):
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = bound(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = bound(right)
+    return min(at_left, at_right)
+
+
+# ------------------------------------------------------------------------------------------------------ answers
 
 
 def _differences(
