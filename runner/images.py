@@ -29,6 +29,7 @@ from runner.resources import resource
 from runner.sandbox.build import Builder, Built
 from runner.setup.engine import keep_out_of_git
 from runner.setup.steps import CommandError, Say, Stopwatch, apt_install, run
+from runner.trial import PhaseImages as PhaseImages  # noqa: PLC0414 - what `image_ids` gives
 from runner.wheels import PYTHON, Wheels, sha256_of
 
 SUITE = "bookworm"
@@ -115,15 +116,6 @@ class ImageRecord:
     """Ids of the copies for these phases; None where there are none: `prepare`, and before they are made."""
     copied_here: bool = False
     """A copy was made for this record, or was about to be: those of `id` are ours to remove."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseImages:
-    """What the phases of a trial run in: engine ids of images with no layer in common."""
-
-    train: str
-    claim: str
-    audit: str
 
 
 # ------------------------------------------------------------------------------------------------- records

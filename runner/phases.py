@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from runner.prepare import Prepared
 from runner.task import Task
-from runner.trial import InputFile, Limits, OutputFile, Round, TrialSpec, VolumeMount
+from runner.trial import InputFile, Limits, OutputFile, PhaseImages, Round, TrialSpec, VolumeMount
 
 CHECKPOINT = "checkpoint.safetensors"
 NLL = "nll.bin"
@@ -29,15 +29,6 @@ SUMMARY_BYTES = 64 << 10
 
 Rows = npt.NDArray[np.uint16]
 Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseImages:
-    """Engine ids of what the phases run from.  No two share a layer, so none finds traces of another in the kernel."""
-
-    train: str
-    claim: str
-    audit: str
 
 
 @dataclass(frozen=True, kw_only=True)

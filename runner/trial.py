@@ -141,6 +141,15 @@ class InputFile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseImages:
+    """Engine ids of what the phases of a trial run from.  No two share a layer: none finds another's traces in the kernel."""
+
+    train: str
+    claim: str
+    audit: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VolumeMount:
     """A prepared, labelled volume, read-only in the trial."""
 

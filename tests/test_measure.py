@@ -15,10 +15,10 @@ import pytest
 
 from runner import evidence
 from runner.measure import Caps, Measurement, Measurer
-from runner.phases import PhaseImages, Place, handed_out, question
+from runner.phases import Place, handed_out, question
 from runner.prepare import Prepared, load
 from runner.task import Task, load_task
-from runner.trial import Ending, Progress, Result, TrialSpec
+from runner.trial import Ending, PhaseImages, Progress, Result, TrialSpec
 from tests.fakes import LENGTH, ROWS, VOCAB, prepared_folder, safetensors
 
 Logits = npt.NDArray[np.float32]
@@ -414,7 +414,7 @@ def test_the_draw_is_the_same_again_after_the_engine_failed(bench: Bench) -> Non
     """Entropy is on the disk before the container exists: a failing engine gives no second chance."""
 
     class Failing(ModelSandbox):
-        def run(self, spec: TrialSpec, destination: Path, **words: object) -> Result:  # type: ignore[override]
+        def run(self, spec: TrialSpec, destination: Path, **words: object) -> Result:
             if spec.phase == "audit":
                 self.questions.append(spec.rounds[0].question.path.read_bytes())
                 raise ConnectionError

@@ -90,8 +90,9 @@ class Session:
         self, sandbox: Sandbox, client: Engine, task: Task, prepared: Prepared, trial_labels: tuple[tuple[str, str], ...]
     ) -> Iterator[Measurer]:
         from runner.measure import Measurer
-        from runner.phases import PhaseImages, Place
+        from runner.phases import Place
         from runner.sandbox.volumes import provide
+        from runner.trial import PhaseImages
 
         labels = parts.owner_labels(self.workspace.state)
         header = self.ledger.state.header

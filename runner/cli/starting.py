@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -112,7 +112,7 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         trailers=(("Autoresearch-Run", folder.name),),
         date=created,
     )
-    image = images.image_id("cuda" if gpu else "cpu", workspace.state)
+    used = images.image_ids("cuda" if gpu else "cpu", workspace.state)
     return {
         "format": ledger.FORMAT,
         "id": uuid.uuid4().hex,
@@ -123,8 +123,8 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         "preset": preset,
         "overrides": overrides,
         "seed": 1 if wanted.seed is None else wanted.seed,
-        "image": image,
-        "images": {"train": image, "claim": image, "audit": image},
+        "image": used.train,
+        "images": asdict(used),
         "gpu": gpu.uuid if gpu else None,
     }
 
