@@ -49,12 +49,12 @@ def pass_gate(out: str, gate: str) -> None:
 
 def run(command: list[str], place: str, out: str, cap: int) -> int:
     """Run the command to its end; its exit code, or 128 and the signal that ended it."""
-    try:
-        child = subprocess.Popen(command, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    except OSError as error:
-        sys.stderr.write(f"{command[0]}: {error.strerror}\n")
-        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     with open(f"{out}/{STDOUT}", "wb") as copy:  # noqa: PTH123
+        try:
+            child = subprocess.Popen(command, cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        except OSError as error:
+            sys.stderr.write(f"{command[0]}: {error.strerror}\n")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
         relay(child, copy.write, cap + 1)
     code = child.wait()
     return 128 - code if code < 0 else code

@@ -120,6 +120,20 @@ def test_higher_is_kept_and_lower_is_not(task: Task) -> None:
     assert "hands over none" in task.call("export-model", str(kept["trial"]), code=2)
 
 
+def test_every_view_says_that_no_number_was_verified(task: Task) -> None:
+    for arguments in (("status",), ("log",), ("show", "0"), ("show", "3")):
+        assert "unverified" in task.call(*arguments)
+    (status,) = task.json("status")
+    paths = task.json("report")[0]
+    rows = Path(paths["results"]).read_text().splitlines()[1:]
+
+    assert (status["score_level"], status["metric"], status["maximise"]) == ("reported", "acc", True)
+    assert status["best"]["val_bpb"] == 0.7
+    assert len(rows) == len(task.json("log"))
+    assert all("acc, unverified" in row for row in rows if "\tcrash\t" not in row)
+    assert task.json("show", "3")[0]["audit"]["k"] is None
+
+
 def test_outside_a_guard_nothing_is_kept_however_good(task: Task) -> None:
     before = run_git(task.folder, "rev-parse", "autoresearch/t")
     found = task.trial("print('acc: 0.99')\nprint('size: 10.001')\n")
