@@ -18,6 +18,7 @@ import pytest
 
 from runner import images
 from runner.sandbox.masks import masked_paths
+from runner.sandbox.wring import wring
 from tests.docker.conftest import STATE
 from tests.docker.inside import inside, started
 
@@ -164,6 +165,37 @@ def test_missing_names_carry_nothing_to_another_phase(
     assert share < GUESSED
 
 
+# ------------------------------------------------------------------- from one audit to the next: the same image
+
+WAIT = "\nprint('sent', flush=True)\nimport time; time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("scripts", "host"),
+    [(PAGE_CACHE, WITHOUT_OUR_PROFILE), (dentries(IMAGE_FOLDER), None)],
+    ids=["page cache", "missing names"],
+)
+def test_what_was_wrung_out_leaves_nothing_even_for_its_own_image(
+    engine: DockerClient,
+    phases: images.PhaseImages,
+    message: list[int],
+    scripts: tuple[str, str],
+    host: Mapping[str, Any] | None,
+) -> None:
+    sender = f"bits = {message}\nkept = bytearray(100 << 20)\n{scripts[0]}{WAIT}"
+    with started(engine, phases.audit, sender, host=host) as identifier:
+        wait_for(engine, identifier, "sent")
+        assert wring(engine, identifier)
+    measured = json.loads(inside(engine, phases.audit, f"count = {BITS}\n{scripts[1]}", host=host))
+    assert share_right(message, measured) < GUESSED
+
+
+def test_what_has_ended_cannot_be_wrung_out(engine: DockerClient, phases: images.PhaseImages) -> None:
+    with started(engine, phases.audit, "") as identifier:
+        engine.api.wait(identifier)
+        assert not wring(engine, identifier)
+
+
 # ------------------------------------------------------------------------------------------- source ports of TCP
 
 PORTS = """
@@ -262,11 +294,17 @@ def test_what_is_mounted_in_two_phases_is_the_init_program_alone(
     assert [point.rsplit("/", 1)[-1] for point in common] == ["docker-init"]
 
 
-def mounts(engine: DockerClient, identifier: str) -> dict[tuple[str, str], str]:
-    """Of a running container: device and root within it, and where that is mounted."""
+def wait_for(engine: DockerClient, identifier: str, word: str) -> str:
+    """What a running container has printed, once that has the word in it."""
     give_up = time.monotonic() + 20
-    while "-- all" not in (text := engine.api.logs(identifier).decode()):
+    while word not in (text := engine.api.logs(identifier).decode()):
         assert time.monotonic() < give_up, text
         time.sleep(0.1)
+    return str(text)
+
+
+def mounts(engine: DockerClient, identifier: str) -> dict[tuple[str, str], str]:
+    """Of a running container: device and root within it, and where that is mounted."""
+    text = wait_for(engine, identifier, "-- all")
     fields = [line.split() for line in text.partition("-- all")[0].splitlines()]
     return {(device, root): point for _, _, device, root, point, *_ in fields}
