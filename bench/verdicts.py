@@ -1,7 +1,7 @@
 """How the verdict's rule does against "keep if lower" in simulated searches; docs/verdict.md has the figures.
 
     python bench/verdicts.py                   everything, about three minutes
-    python bench/verdicts.py --part noop       one part: law, compare, frontier, champion or noop
+    python bench/verdicts.py --part noop       one part: law, compare, frontier, champion, noop or simpler
     python bench/verdicts.py --searches 2000   more searches, less noise in the figures
 
 Every decision is made by runner/judge.py itself; only scores are invented.
@@ -148,7 +148,7 @@ class Bench:
         groups = [*self.repeated, *self.champions, more]
         return pooled(self.rule.sigma_prior, self.rule.sigma_prior_weight, [group for group in groups if group])
 
-    def decide(self, true: float, champion: float) -> tuple[bool, list[float], float]:
+    def decide(self, true: float, champion: float, smaller: float = 0.0) -> tuple[bool, list[float], float]:
         """Take one candidate to its verdict: kept or not, its scores, the gain that was seen."""
         scores = [self.measure(true)]
         while True:
@@ -158,6 +158,7 @@ class Bench:
                 best=Sample(tuple(min(self.champions, key=statistics.fmean))),
                 noise=self.noise(scores),
                 champion_tries=self.tries,
+                smaller=smaller,
             )
             found = judge(case, self.rule)
             match found.next:
@@ -366,7 +367,42 @@ def _once(rule: Rule, baselines: int, sigma: float, gain: float, count: int) -> 
     return kept / count, spent / count
 
 
-PARTS = {"law": law, "compare": compare, "frontier": frontier, "champion": champion, "noop": noop}
+def simpler(searches: int) -> None:
+    """How often less code is kept that is truly a little worse, and how much fifty such proposals lose together."""
+    print("\na simplification: how often it is kept if it is truly worse by so many tau, and the loss after 50 of half a tau each")
+    print(f"  {'preset':8}" + "".join(f"{loss:>8.1f}" for loss in (-0.5, 0.0, 0.5, 1.0, 2.0)) + "   lost, in tau")
+    for preset in ("h100", "smoke", "tiny"):
+        options = options_of(preset)
+        rule = replace(rule_of(options, maximise=False), quarantine=None)
+        cells = [
+            statistics.fmean(
+                _simplified(rule, options, [loss * options.tau], f"{loss} {number}") != 0.0 for number in range(searches)
+            )
+            for loss in (-0.5, 1e-9, 0.5, 1.0, 2.0)
+        ]
+        lost = statistics.fmean(
+            _simplified(rule, options, [options.tau / 2] * 50, f"{number}") for number in range(searches // 4)
+        )
+        print(f"  {preset:8}" + "".join(f"{cell:8.2f}" for cell in cells) + f"{lost / options.tau:15.2f}")
+
+
+def _simplified(rule: Rule, options: JudgeOptions, losses: Sequence[float], seed: str) -> float:
+    """By how much the champion is truly worse after proposals that have less code and these true losses."""
+    bench = Bench(chance=random.Random(seed), sigma=options.sigma_prior, rule=rule, budget=10_000)
+    bench.champions.append([bench.measure(0.0) for _ in range(options.baselines)])
+    bench.tries, true = options.baselines, 0.0
+    for loss in losses:
+        kept, scores, _ = bench.decide(true + loss, true, smaller=1.0)
+        if kept:
+            true += loss
+            bench.champions.append(scores)
+            bench.tries = len(scores)
+        elif len(scores) > 1:
+            bench.repeated.append(scores)
+    return true
+
+
+PARTS = {"law": law, "compare": compare, "frontier": frontier, "champion": champion, "noop": noop, "simpler": simpler}
 
 
 def main() -> None:

@@ -1,12 +1,14 @@
 """Pure: what a trial of a run needs next, from the records so far and from what was measured of it.
 
 Everything is read off the journal each time that it is asked for, so a run that was killed goes on where it was.
+
+What is compared is val_bpb with its charge.  The baseline has none: it is what others are charged against, and what a busy
+machine adds to its processor seconds would make every candidate look better.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -20,6 +22,10 @@ from runner.trial import Measured, Record, Verdict
 
 UNJUDGED = (Verdict.CRASH, Verdict.INVALID)
 """Verdicts whose scores, if there are any, are not believed."""
+
+
+SETS_THE_MARK = "the mark that every candidate is measured against"
+KNOWN_BETTER = "one more measurement of the champion: the mean of all of them counts"
 
 
 class Do(StrEnum):
@@ -75,7 +81,8 @@ def next_step(opened: OpenTrial, records: Sequence[Record], base: str, rule: Rul
         if not has_score(one):
             return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.CRASH, reason=_failure(opened, index, one))
     if repeat or opened.proposed["baseline"]:
-        return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.BASELINE, reason=measured[0].reason)
+        verdict = Verdict.REPEAT if repeat else Verdict.BASELINE
+        return Step(do=Do.CONCLUDE, verdict=verdict, reason=SETS_THE_MARK if verdict is Verdict.BASELINE else KNOWN_BETTER)
     broken = next((one.guards_broken for one in measured if one.guards_broken), None)
     if broken is not None:
         return Step(do=Do.CONCLUDE, verdict=Verdict.DISCARD, reason=broken)
@@ -114,21 +121,24 @@ def with_verdict(record: Record, step: Step, noise: Noise) -> Record:
 def noise(records: Sequence[Record], rule: Rule, more: Sequence[float] = ()) -> Noise:
     """Of one measurement: the prior, and everything that was measured more than once; `more` are scores of one more file."""
     groups: dict[str | None, list[float]] = {}
+    free = _uncharged(records)
     for record in records:
         if record.verdict not in UNJUDGED:
-            groups.setdefault(record.commit, []).extend(_sample(record.measurements).scores)
+            scores = _sample(record.measurements, charged=record.commit not in free).scores
+            groups.setdefault(record.commit, []).extend(scores)
     known = [group for group in (*groups.values(), list(more)) if group]
     return pooled(rule.sigma_prior, rule.sigma_prior_weight, known)
 
 
 def sample_of(records: Sequence[Record], commit: str) -> Sample:
     """Every score of the tree `commit`."""
-    return _sample(
+    measured = [
         one
         for record in records
         if record.commit == commit and record.verdict not in UNJUDGED
         for one in record.measurements
-    )
+    ]
+    return _sample(measured, charged=commit not in _uncharged(records))
 
 
 def champion_of(records: Sequence[Record], base: str) -> str:
@@ -152,7 +162,7 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
     champions = [base, *(record.commit for record in records if record.verdict is Verdict.KEEP and record.commit)]
     samples = [sample_of(records, commit) for commit in champions]
     best = (max if rule.maximise else min)(samples, key=lambda sample: sample.mean)
-    candidate = _sample(brief(one, confirmed=False) for one in measured)
+    candidate = _sample([brief(one, confirmed=False) for one in measured], charged=True)
     detectable = [one.audit.detectable_blind for one in measured if one.audit is not None]
     return Case(
         candidate=candidate,
@@ -165,12 +175,17 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
     )
 
 
-def _sample(measured: Iterable[Measured]) -> Sample:
+def _sample(measured: Sequence[Measured], *, charged: bool) -> Sample:
     known = [(one.val_bpb, one.charge, one.standard_error) for one in measured if one.val_bpb is not None]
     return Sample(
-        scores=tuple(math.fsum((score, charge or 0.0)) for score, charge, _ in known),
+        scores=tuple(score + (charge or 0.0) * charged for score, charge, _ in known),
         errors=tuple(error for _, _, error in known if error is not None),
     )
+
+
+def _uncharged(records: Sequence[Record]) -> set[str | None]:
+    """The baseline's commit."""
+    return {record.commit for record in records if record.verdict is Verdict.BASELINE}
 
 
 def _tries(records: Sequence[Record], commit: str) -> int:

@@ -69,8 +69,15 @@ def test_what_does_not_reproduce_is_not_kept() -> None:
 
 def test_charges_are_compared_and_slack_is_not() -> None:
     assert after(measurement(1.5, charge=0.2, slack=1.0)).verdict is Verdict.DISCARD
-    charged = [baseline(number, 1.65, measurements=one(1.65, charge=0.1)) for number in range(3)]
-    assert sample_of(charged, BASE).scores == (1.75,) * 3
+    kept = record(3, Verdict.KEEP, 1.6, measurements=one(1.6, charge=0.1))
+    assert sample_of([*BASELINES, kept], kept.commit or "").scores == (1.6 + 0.1,)
+
+
+def test_a_busy_machine_beside_the_baselines_makes_no_candidate_better() -> None:
+    busy = [baseline(number, 1.65, measurements=one(1.65, charge=0.1)) for number in range(3)]
+    again = record(3, Verdict.REPEAT, 1.65, commit=BASE, measurements=one(1.65, charge=0.2))
+    assert sample_of([*busy, again], BASE).scores == (1.65,) * 4
+    assert noise([*busy, again], RULE).sigma < RULE.sigma_prior
 
 
 def test_the_champion_is_the_last_kept_one() -> None:
