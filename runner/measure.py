@@ -1,7 +1,7 @@
 """One measurement: train, claim, audit, each in a container of its own; then the score.
 
-Training sees no validation text.  The claim's container sees all of it, and what it says is checked by the audit's, which
-sees each row up to a cut.  docs/score.md has the reasons.
+Training sees no held-out text.  The claim's container sees all rows of the split that is scored, and what it says is
+checked by the audit's, which sees each row up to a cut.  docs/score.md has the reasons.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from runner.audit import Draw
 from runner.compute import Caps, caps, charge, computed, slack
 from runner.errors import DataError
 from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place, question
-from runner.prepare import Prepared
+from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
 from runner.task import Task
 from runner.told import told_by
@@ -32,6 +32,7 @@ SECOND_LOOK_ROUNDS = 2
 
 Claim = npt.NDArray[np.float32]
 Answers = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +75,31 @@ class _Asked:
 class Measurer:
     """Measures candidates of one task on one place."""
 
-    def __init__(self, sandbox: Sandbox, task: Task, prepared: Prepared, place: Place) -> None:
+    def __init__(
+        self, sandbox: Sandbox, task: Task, prepared: Prepared, place: Place, *, split: Split = "val"
+    ) -> None:
+        """`split` has the rows that are claimed and audited; training has the training rows whatever it is."""
         self._sandbox, self._task, self._prepared, self._place = sandbox, task, prepared, place
+        self._split: Split = split
         self._phases = Phases(task, prepared, place)
         self._tolerance = audit.TOLERANCES["cuda" if place.gpu else "cpu"]
+
+    def on(self, split: Split) -> Measurer:
+        """The same, with the rows of another split claimed and audited."""
+        return Measurer(self._sandbox, self._task, self._prepared, self._place, split=split)
+
+    def row_count(self, split: Split) -> int:
+        """How many rows a split has."""
+        return len(self._prepared.rows(split))
+
+    def by_row(self, folder: Path) -> Floats | None:
+        """What the measurement in `folder` claims, float64 [2, R]: the nats and the bytes of each row; None without a claim."""
+        claim = evidence.load_claim(folder)
+        if claim is None:
+            return None
+        lengths = self._lengths()
+        nats = claim.sum(axis=1, dtype=np.float64, where=lengths > 0)
+        return np.stack([nats, lengths.sum(axis=1, dtype=np.float64)])
 
     def measure(
         self,
@@ -140,8 +162,11 @@ class Measurer:
 
     def _claim(self, work: _Work, cap: Cap) -> tuple[Result, Claim | str]:
         """What the claim's container gave: float32 [R, T] in the data's own order, or why there is none."""
-        order = score.shuffled(self._prepared.val_rows, secrets.randbits(128))
-        spec = self._phases.claim(work.trial, work.folder, seed=work.seed, cap=cap, order=order.permutation)
+        count = self.row_count(self._split)
+        order = score.shuffled(count, secrets.randbits(128))
+        spec = self._phases.claim(
+            work.trial, work.folder, seed=work.seed, cap=cap, order=order.permutation, split=self._split
+        )
         result = work.run("claim", spec)
         (work.folder / ROWS).unlink(missing_ok=True)
         path = result.output(NLL)
@@ -149,7 +174,7 @@ class Measurer:
             return result, result.reason
         try:
             return result, score.read_claim(
-                path, rows=self._prepared.val_rows, sequence_length=self._prepared.sequence_length, order=order
+                path, rows=count, sequence_length=self._prepared.sequence_length, order=order
             )
         except score.RefusedClaimError as error:
             return replace(result, ending=Ending.INVALID_OUTPUT), str(error)
@@ -209,7 +234,8 @@ class Measurer:
     def _scored(
         self, work: _Work, measured: Measurement, claim: Claim, reference: Claim | None
     ) -> Measurement:
-        countable, size = self._countable(), self._prepared.val_bytes
+        lengths = self._lengths()
+        countable, size = lengths > 0, int(lengths.sum(dtype=np.int64))
         draws, answers = evidence.audits(work.folder)
         found = audit.estimate(claim, countable, draws, answers, val_bytes=size)
         rounds = sum(len(one.cuts) for one in draws)
@@ -236,7 +262,7 @@ class Measurer:
     ) -> _Asked:
         """Draw, ask in a fresh container, and keep the answers as audit `number`."""
         random = np.random.default_rng(evidence.entropy(work.folder, number))
-        draw = audit.draw(claim, self._countable(), reference, rounds=rounds, rng=random)
+        draw = audit.draw(claim, self._lengths() > 0, reference, rounds=rounds, rng=random)
         times = max(1.0, rounds / self._task.score.audit_rounds)
         asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", times=times))
         if asked.answers is not None:
@@ -255,7 +281,7 @@ class Measurer:
     ) -> _Asked:
         """Ask for the logits at the draw's cuts; with `open_book` the true text stands after each cut."""
         asked = np.flatnonzero(draw.cuts[0] >= 0)
-        rows = np.asarray(self._prepared.rows("val")[asked])
+        rows = np.asarray(self._prepared.rows(self._split)[asked])
         questions, orders = [], []
         for cuts in draw.cuts[:, asked]:
             orders.append(random.permutation(len(asked)))
@@ -315,15 +341,19 @@ class Measurer:
             return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"
         return Ending.TAMPERED, "it answers otherwise when it is audited, and nothing honest explains that"
 
-    def _countable(self) -> npt.NDArray[np.bool_]:
-        """Bool [R, T]: the targets that have bytes.  Raises `DataError` if their bytes are not the manifest's."""
+    def _lengths(self) -> npt.NDArray[np.uint16]:
+        """The bytes of each target, uint16 [R, T]; those without any count nowhere.
+
+        Raises `DataError` if there are none at all, or validation has not those that the manifest names.
+        """
         data = self._prepared
-        lengths = data.token_bytes()[data.rows("val")[:, 1:]]
-        if int(lengths.sum(dtype="int64")) != data.val_bytes:
-            message = f"{data.path} does not have the {data.val_bytes} validation bytes that its manifest names: run `autoresearch prepare` again"
+        lengths: npt.NDArray[np.uint16] = data.token_bytes()[data.rows(self._split)[:, 1:]]
+        size = int(lengths.sum(dtype=np.int64))
+        if size == 0 or (self._split == "val" and size != data.val_bytes):
+            named = f"the {data.val_bytes} validation bytes that its manifest names" if size else f"any text in its {self._split} split"
+            message = f"{data.path} does not have {named}: run `autoresearch prepare` again"
             raise DataError(message)
-        countable: npt.NDArray[np.bool_] = lengths > 0
-        return countable
+        return lengths
 
 
 class _Work:

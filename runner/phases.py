@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from runner.prepare import Prepared
+from runner.prepare import Prepared, Split
 from runner.task import Task
 from runner.trial import InputFile, Limits, OutputFile, PhaseImages, Round, TrialSpec, VolumeMount
 
@@ -82,10 +82,12 @@ class Phases:
             ),
         )
 
-    def claim(self, trial: int, folder: Path, *, seed: int, cap: Cap, order: Indices) -> TrialSpec:
-        """The claim: the checkpoint and all validation rows, in `order`, behind the gate."""
+    def claim(
+        self, trial: int, folder: Path, *, seed: int, cap: Cap, order: Indices, split: Split = "val"
+    ) -> TrialSpec:
+        """The claim: the checkpoint and all rows of `split`, in `order`, behind the gate."""
         data = self._prepared
-        data.rows("val")[order].tofile(folder / ROWS)
+        data.rows(split)[order].tofile(folder / ROWS)
         self._tell(
             folder,
             phase="claim",
