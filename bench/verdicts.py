@@ -266,7 +266,7 @@ def law(searches: int) -> None:
     )  # fmt: skip
     print(f"law of the ideas' effects: {Law()}\n'keep if lower' with it at sigma {SESSION_SIGMA:g}, and the published session:")
     for (name, published), value in zip(PUBLISHED.items(), ours, strict=True):
-        print(f"  {name:28} {value:10.4f} {published:10.4f}")
+        print(f"  {name:28} {value:10.4g} {published:10.4g}")
 
 
 def _table(rows: Iterable[tuple[str, Figures]], lower: Figures) -> None:
