@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from runner.sandbox import container, seccomp
 from runner.sandbox.masks import masked_paths
-from runner.trial import InputFile, Limits, OutputFile, TrialSpec, VolumeMount
+from runner.trial import InputFile, Limits, OutputFile, Round, TrialSpec, VolumeMount
 
 LIMITS = Limits(
     memory_bytes=2 << 30,
@@ -107,7 +108,7 @@ def test_the_whole_body_of_the_holder(spec: TrialSpec) -> None:
     assert container.holder_body(spec, in_volume="i", out_volume="o") == {
         "Image": "sha256:abc",
         "Entrypoint": [],
-        "Cmd": ["python3", "-I", "-c", container.HOLDER_PROGRAM, "/hold/out", "963"],
+        "Cmd": ["python3", "-I", "-c", container.HOLDER_PROGRAM, "/hold/out", "963", "[]"],
         "User": "10002:10002",
         "Env": [],
         "Labels": {"autoresearch": "1", "autoresearch.role": "holder"},
@@ -131,9 +132,36 @@ def test_the_whole_body_of_the_holder(spec: TrialSpec) -> None:
     }
 
 
-def test_one_gpu_by_uuid_and_never_all(spec: TrialSpec) -> None:
-    from dataclasses import replace
+def test_the_holder_of_questions_keeps_the_answers_where_the_trial_cannot_reach_them(
+    spec: TrialSpec, tmp_path: Path
+) -> None:
+    for name in ("q0", "q1"):
+        (tmp_path / name).write_bytes(bytes(100))
+    rounds = tuple(
+        Round(
+            question=InputFile(name=f"q{number}", path=tmp_path / f"q{number}"),
+            answer=OutputFile(name=f"a{number}", max_bytes=5000),
+        )
+        for number in range(2)
+    )
+    asking = replace(spec, rounds=rounds, holder_image="sha256:other")
+    body = container.holder_body(asking, in_volume="i", out_volume="o", kept_volume="k")
 
+    assert body["Image"] == "sha256:other"
+    assert body["Cmd"][-1] == '[["q0", "a0", 5000], ["q1", "a1", 5000]]'
+    assert body["HostConfig"]["Mounts"][-1] == mount("k", "/hold/kept", read_only=False)
+    assert body["HostConfig"]["Memory"] == (64 << 20) + 10_000 + (1 << 20)
+    trial = container.trial_body(asking, in_volume="i", out_volume="o")
+    assert "k" not in {mounted["Source"] for mounted in trial["HostConfig"]["Mounts"]}
+    assert container.kept_volume_options(asking) == {
+        "type": "tmpfs",
+        "device": "tmpfs",
+        "o": f"size={10_000 + (1 << 20)},nr_inodes=64,uid=10002,gid=10002,mode=0700,nosuid,nodev,noexec",
+    }
+    assert f"size={1200 + (1 << 20)}," in container.in_volume_options(asking)["o"]
+
+
+def test_one_gpu_by_uuid_and_never_all(spec: TrialSpec) -> None:
     body = container.trial_body(replace(spec, gpu="GPU-123"), in_volume="i", out_volume="o")
 
     assert body["HostConfig"]["DeviceRequests"] == [

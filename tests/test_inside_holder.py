@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from runner.sandbox import inside_holder
-from runner.sandbox.inside_holder import is_ready, said
+from runner.sandbox.inside_holder import hold_rounds, is_ready, said, take
 
 F_SETLEASE = 1024
 
@@ -111,7 +111,67 @@ def test_it_speaks_and_ends_by_itself(tmp_path: Path) -> None:
     (tmp_path / "progress.json").write_text('{"step": 3, "loss": 1.5}')
     program = Path(inside_holder.__file__).read_text()
     done = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(tmp_path), "0.3"], capture_output=True, text=True, check=True, timeout=20
+        [sys.executable, "-I", "-c", program, str(tmp_path), "0.3", "[]"], capture_output=True, text=True, check=True, timeout=20
     )
 
     assert done.stdout == 'ready\nsaid {"step": 3, "loss": 1.5}\n'
+
+
+@pytest.mark.parametrize("make", ["nothing", "short", "long", "link", "pipe", "folder"])
+def test_only_a_regular_file_of_the_right_size_is_an_answer(tmp_path: Path, make: str) -> None:
+    source, target = tmp_path / "answer", tmp_path / "kept"
+    match make:
+        case "short":
+            source.write_bytes(b"1234")
+        case "long":
+            source.write_bytes(b"123456")
+        case "link":
+            (tmp_path / "other").write_bytes(b"12345")
+            source.symlink_to("other")
+        case "pipe":
+            os.mkfifo(source)
+        case "folder":
+            source.mkdir()
+        case _:
+            pass
+
+    assert take(str(source), str(target), 5) is False
+    assert not target.exists()
+
+
+def test_an_answer_is_taken_whole(tmp_path: Path) -> None:
+    data = os.urandom((3 << 20) + 17)
+    (tmp_path / "answer").write_bytes(data)
+
+    assert take(str(tmp_path / "answer"), str(tmp_path / "kept"), len(data)) is True
+    assert (tmp_path / "kept").read_bytes() == data
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer", "kept"]
+
+
+def test_the_next_question_is_shown_only_when_the_answer_is_kept(tmp_path: Path) -> None:
+    out, inside, kept = (tmp_path / name for name in ("out", "in", "kept"))
+    for folder in (out, inside, kept):
+        folder.mkdir()
+    (inside / "q0").touch(0o444)
+    (inside / "q1").touch(0o400)
+    rounds = [("q0", "a0", 2), ("q1", "a1", 2)]
+    thread = threading.Thread(
+        target=hold_rounds, args=(str(out), str(inside), str(kept), rounds, time.monotonic() + 20)
+    )
+    thread.start()
+    (out / "a1").write_bytes(b"22")  # before its question: it is taken when it is its turn, and not before
+    time.sleep(0.1)
+
+    assert (inside / "q1").stat().st_mode & 0o777 == 0o400
+    assert list(kept.iterdir()) == []
+    (out / "a0").write_bytes(b"11")
+    thread.join()
+    assert (inside / "q1").stat().st_mode & 0o777 == 0o444
+    assert [(kept / name).read_bytes() for name in ("a0", "a1")] == [b"11", b"22"]
+    assert (inside / "end").exists()
+
+
+def test_who_waits_for_answers_ends_by_itself(tmp_path: Path) -> None:
+    hold_rounds(str(tmp_path), str(tmp_path), str(tmp_path), [("q0", "a0", 2)], time.monotonic() + 0.05)
+
+    assert list(tmp_path.iterdir()) == []

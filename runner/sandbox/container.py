@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,11 @@ def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
     }
 
 
-def holder_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
-    """The create call of our own small container that keeps the volumes alive and works the gate."""
+def holder_body(spec: TrialSpec, *, in_volume: str, out_volume: str, kept_volume: str | None = None) -> Body:
+    """The create call of our own small container that keeps the volumes alive and works the gate.
+
+    `kept_volume` is where it puts the answers of a spec with rounds.
+    """
     limits = spec.limits
     deadline = limits.startup_seconds + limits.seconds + 10 * ORPHAN_GRACE_SECONDS
     gated = [mount for mount in spec.volumes if mount.gated]
@@ -68,9 +72,12 @@ def holder_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
         _volume(in_volume, f"{HOLD}/in", read_only=False),
         _volume(out_volume, f"{HOLD}/out", read_only=True),
         *(_volume(mount.volume, f"{HOLD}/{index}", read_only=False) for index, mount in enumerate(gated)),
+        *([_volume(kept_volume, f"{HOLD}/kept", read_only=False)] if kept_volume else []),
     ]
-    command = ["python3", "-I", "-c", HOLDER_PROGRAM, f"{HOLD}/out", f"{deadline:.0f}"]
-    return _ours(spec.image, command, mounts, {**dict(spec.labels), "autoresearch.role": "holder"})
+    rounds = json.dumps([[one.question.name, one.answer.name, one.answer.max_bytes] for one in spec.rounds])
+    command = ["python3", "-I", "-c", HOLDER_PROGRAM, f"{HOLD}/out", f"{deadline:.0f}", rounds]
+    labels = {**dict(spec.labels), "autoresearch.role": "holder"}
+    return _ours(spec.holder_image or spec.image, command, mounts, labels, memory=HOLDER_MEMORY + _kept_bytes(spec))
 
 
 def keeper_body(image: str, *, mounts: list[Body], seconds: float, labels: dict[str, str]) -> Body:
@@ -79,7 +86,9 @@ def keeper_body(image: str, *, mounts: list[Body], seconds: float, labels: dict[
     return _ours(image, command, mounts, {**labels, "autoresearch.role": "keeper"})
 
 
-def _ours(image: str, command: list[str], mounts: list[Body], labels: dict[str, str]) -> Body:
+def _ours(
+    image: str, command: list[str], mounts: list[Body], labels: dict[str, str], *, memory: int = HOLDER_MEMORY
+) -> Body:
     return {
         "Image": image,
         "Entrypoint": [],
@@ -89,7 +98,7 @@ def _ours(image: str, command: list[str], mounts: list[Body], labels: dict[str, 
         "Labels": labels,
         "NetworkDisabled": True,
         "HostConfig": {
-            **_confinement(memory=HOLDER_MEMORY, pids=32, cpus=1.0),
+            **_confinement(memory=memory, pids=32, cpus=1.0),
             "Mounts": mounts,
             "LogConfig": _log(1 << 20),
         },
@@ -98,7 +107,8 @@ def _ours(image: str, command: list[str], mounts: list[Body], labels: dict[str, 
 
 def in_volume_options(spec: TrialSpec) -> dict[str, str]:
     """Driver options of the tmpfs volume that carries the inputs: as large as they are, and no larger."""
-    size = sum(file.path.stat().st_size for file in (*spec.files, *spec.gated_files))
+    questions = [one.question for one in spec.rounds]
+    size = sum(file.path.stat().st_size for file in (*spec.files, *spec.gated_files, *questions))
     return _tmpfs_volume(size + (1 << 20), inodes=64, uid=HOLDER_UID, mode="0755")
 
 
@@ -108,6 +118,15 @@ def out_volume_options(spec: TrialSpec) -> dict[str, str]:
     The holder, another user, may look up names in it.
     """
     return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=10001, mode="0711")
+
+
+def kept_volume_options(spec: TrialSpec) -> dict[str, str]:
+    """Driver options of the tmpfs volume that only the holder sees: the answers, out of the trial's reach."""
+    return _tmpfs_volume(_kept_bytes(spec), inodes=64, uid=HOLDER_UID, mode="0700")
+
+
+def _kept_bytes(spec: TrialSpec) -> int:
+    return sum(one.answer.max_bytes for one in spec.rounds) + (1 << 20 if spec.rounds else 0)
 
 
 def volume_mount(volume: str, target: str, *, read_only: bool) -> Body:

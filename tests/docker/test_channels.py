@@ -18,7 +18,6 @@ import pytest
 
 from runner import images
 from runner.sandbox.masks import masked_paths
-from runner.sandbox.wring import wring
 from tests.docker.conftest import STATE
 from tests.docker.inside import inside, started
 
@@ -163,37 +162,6 @@ def test_missing_names_carry_nothing_to_another_phase(
 ) -> None:
     share = passed_on(engine, message, dentries(folder), phases.claim, getattr(phases, receiver))
     assert share < GUESSED
-
-
-# ------------------------------------------------------------------- from one audit to the next: the same image
-
-WAIT = "\nprint('sent', flush=True)\nimport time; time.sleep(60)"
-
-
-@pytest.mark.parametrize(
-    ("scripts", "host"),
-    [(PAGE_CACHE, WITHOUT_OUR_PROFILE), (dentries(IMAGE_FOLDER), None)],
-    ids=["page cache", "missing names"],
-)
-def test_what_was_wrung_out_leaves_nothing_even_for_its_own_image(
-    engine: DockerClient,
-    phases: images.PhaseImages,
-    message: list[int],
-    scripts: tuple[str, str],
-    host: Mapping[str, Any] | None,
-) -> None:
-    sender = f"bits = {message}\nkept = bytearray(100 << 20)\n{scripts[0]}{WAIT}"
-    with started(engine, phases.audit, sender, host=host) as identifier:
-        wait_for(engine, identifier, "sent")
-        assert wring(engine, identifier)
-    measured = json.loads(inside(engine, phases.audit, f"count = {BITS}\n{scripts[1]}", host=host))
-    assert share_right(message, measured) < GUESSED
-
-
-def test_what_has_ended_cannot_be_wrung_out(engine: DockerClient, phases: images.PhaseImages) -> None:
-    with started(engine, phases.audit, "") as identifier:
-        engine.api.wait(identifier)
-        assert not wring(engine, identifier)
 
 
 # ------------------------------------------------------------------------------------------- source ports of TCP

@@ -134,7 +134,7 @@ def test_isolation_seen_from_inside(run: Run) -> None:
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0, status
         assert status["NoNewPrivs"].strip() == "1"
         assert status["Seccomp"].strip() == "2"
-        assert os.listdir("/sys/class/net") == ["lo"]
+        assert [line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line] == ["lo"]
         try: socket.create_connection(("1.1.1.1", 53), timeout=2); raise SystemExit("network")
         except OSError: pass
         for path in ("/x", "/in/x", "/usr/x", "/etc/x", "/home/x", "/var/x", "/run/x"):
@@ -302,7 +302,9 @@ def test_a_lease_on_a_file_does_not_stretch_the_deadline(run: Run) -> None:
         import fcntl, signal
         signal.signal(signal.SIGIO, signal.SIG_IGN)
         file = open("/out/progress.json", "w"); file.write('{"step": 1}'); file.flush()
-        fcntl.fcntl(file, 1024, fcntl.F_WRLCK)
+        try: fcntl.fcntl(file, 1024, fcntl.F_WRLCK)
+        except PermissionError: pass
+        else: raise SystemExit("a lease was given")
         gate(); time.sleep(60)
         """,
         seconds=3,
