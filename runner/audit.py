@@ -31,8 +31,9 @@ MEAN_Z = 4.0
 """Standard errors, of fixed noise, that the mean correction may reach."""
 SURVIVAL = 0.01
 """Chance of passing that defines a detectable gain."""
-SLACK = 1.1
-DEPTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, math.inf)
+SLACK = 1.15
+"""What a bound allows for liars between the ways that it looks at (docs/score.md)."""
+DEPTHS = (0.5, 1.0, 1.5, 2.0, 3.0, math.inf)
 """How far a claim may lie below the truth, nats."""
 OVERSHOOTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 """How far a lie of one who knows the reference may go below it, nats."""
@@ -43,7 +44,7 @@ _SAMPLE = 1 << 20
 """About how many targets the expected stakes are averaged over."""
 _WIDTH = 128
 """The most targets in a row that a liar aims at one by one; beyond these, lies by claim hide more."""
-_WEIGHTS = (0.3, 0.8, 1.0)
+_WEIGHTS = (0.5, 0.9, 0.98, 1.0)
 """What a liar sorts targets by: how much of a lie's cost comes from the uniform law."""
 _BUDGET = np.float32(-math.log(SURVIVAL))
 _LOG_PRICES = (math.log(1e-2), math.log(1e6))
@@ -297,6 +298,8 @@ def detectable_gain(
     targets and depths; the bounds' own slack is a few per cent.
     """
     _same_shape(claim, countable, reference)
+    if not countable.any():
+        return Detectable(blind=0.0, informed=0.0)
     audits = (rounds,) if isinstance(rounds, int) else tuple(rounds)
     seats = np.maximum(countable.sum(axis=1, dtype=np.float32), 1)
     expected, known = _lies_by_claim(claim, countable, reference, seats, audits)
@@ -376,12 +379,12 @@ def _lies_by_claim(
 
     Without the reference nothing but the claim tells targets apart: those in one bin of claims have one gain
     and one expected stake, the mean over all rows.  A row's other stakes spread around what is expected, by a
-    factor x; the chance to pass is a concave function of x^n, n the rounds by stakes, so the mean of x^n bounds it.
+    factor x; the chance to pass is concave in x^n, n the rounds by stakes, so the mean of x^n bounds it (`_spread`).
     Second, the same lies with x known, for one who knows which rows have honest stakes to hide behind.
     """
-    step = max(1, claim.size // _SAMPLE)
-    counted = countable[::step]
-    sample = claim[::step][counted].astype(np.float64)
+    some = np.flatnonzero(countable.any(axis=1))[:: max(1, claim.size // _SAMPLE)]
+    counted = countable[some]
+    sample = claim[some][counted].astype(np.float64)
     bin_of_cell = _bins(sample)
     bins = int(bin_of_cell.max()) + 1
     counts = np.empty((bins, len(claim)), dtype=np.float32)
@@ -392,7 +395,7 @@ def _lies_by_claim(
 
     place = bin_of_cell[_cells(sample)]
     members = np.maximum(np.bincount(place, minlength=bins), 1)
-    advantage = None if reference is None else reference[::step][counted] - sample
+    advantage = None if reference is None else reference[some][counted] - sample
 
     def mean(values: Float64s) -> Float32s:
         return (np.bincount(place, weights=values, minlength=bins) / members).astype(np.float32)
@@ -401,12 +404,11 @@ def _lies_by_claim(
         return np.ones(bins, dtype=np.float32) if advantage is None else mean(_stake(advantage + shift))
 
     honest = stake_if(0.0)
-    typical = float(members @ honest) / max(1, sample.size)
+    typical = float(members @ honest) / sample.size
     total = honest @ counts
     whole = total if reference is None else _whole_stakes(claim, countable, reference)
     scale = (np.maximum(whole, _TINY) / np.maximum(total, _TINY)).astype(np.float32)
-    chances = sum((rounds + 1) // 2 for rounds in audits)
-    spread = np.mean(scale[total > 0] ** chances, dtype=np.float64) ** (1 / chances) if total.any() else 1.0
+    spread = _spread(scale, mean(sample) @ counts / seats, sum((rounds + 1) // 2 for rounds in audits))
     expected, known = [], []
     for depth in DEPTHS:
         shift = np.minimum(sample, depth)
@@ -414,17 +416,23 @@ def _lies_by_claim(
         gain[0] = min(depth, float(claim.max(initial=0, where=countable)))  # few, and far apart
         for weight in _WEIGHTS:
             order = np.argsort((weight + (1 - weight) * stake / typical) / np.maximum(gain, _TINY))
-            some = counts[order]
-            lied = (some.cumsum(axis=0) / seats).astype(np.float32, copy=False)
-            hidden: Float32s = (some * gain[order, None]).cumsum(axis=0)
-            stakes = (some * stake[order, None]).cumsum(axis=0)
-            others = np.maximum(total - (some * honest[order, None]).cumsum(axis=0), _TINY)
-            expected.append(
-                _more_and_more(hidden, lied, stakes / (stakes + others * np.float32(spread)), audits)
-            )
+            held = counts[order]
+            lied = (held.cumsum(axis=0) / seats).astype(np.float32, copy=False)
+            hidden: Float32s = (held * gain[order, None]).cumsum(axis=0)
+            stakes = (held * stake[order, None]).cumsum(axis=0)
+            others = np.maximum(total - (held * honest[order, None]).cumsum(axis=0), _TINY)
+            expected.append(_more_and_more(hidden, lied, stakes / (stakes + others * spread), audits))
             if reference is not None:
                 known.append(_more_and_more(hidden, lied, stakes / (stakes + others * scale), audits))
     return expected, known
+
+
+def _spread(factor: Float32s, difficulty: Float32s, power: int) -> Float32s:
+    """The power mean of `factor` over rows of like difficulty, for each row; all [R]."""
+    spread = np.empty_like(factor)
+    for rows in np.array_split(np.argsort(difficulty), max(1, min(8, len(factor) // 16))):
+        spread[rows] = np.mean(factor[rows].astype(np.float64) ** power) ** (1 / power)
+    return spread
 
 
 def _bins(sample: Float64s) -> Ints:
@@ -432,10 +440,10 @@ def _bins(sample: Float64s) -> Ints:
 
     Of about like numbers of targets, but finer towards the highest claims, where lies are made.
     """
-    smallest = min(1.0, 64 / max(1, sample.size))
+    smallest = min(1.0, 64 / sample.size)
     shares = np.concatenate([np.linspace(0, 1, 17), np.geomspace(smallest, 1, 17)])
     histogram = np.bincount(_cells(sample), minlength=_CELLS)
-    above = histogram[::-1].cumsum()[::-1] / max(1, sample.size)
+    above = histogram[::-1].cumsum()[::-1] / sample.size
     return np.unique(np.searchsorted(np.sort(shares), above), return_inverse=True)[1]
 
 
@@ -480,17 +488,19 @@ def _most_hidden(ways: Sequence[_Lies]) -> float:
     """
     gain = np.concatenate([lies.gain for lies in ways])
     cost = np.concatenate([lies.cost for lies in ways])
+    surplus = np.empty_like(gain)
 
     def bound(log_price: float) -> float:
         price = np.float32(math.exp(log_price))
-        surplus = np.maximum((gain - price * cost).max(axis=0), 0)
-        return float(price * _BUDGET) + float(surplus.sum(dtype=np.float64))
+        np.multiply(cost, -price, out=surplus)
+        np.add(surplus, gain, out=surplus)
+        return float(price * _BUDGET) + float(np.maximum(surplus.max(axis=0), 0).sum(dtype=np.float64))
 
     golden = (math.sqrt(5) - 1) / 2
     low, high = _LOG_PRICES
     left, right = high - golden * (high - low), low + golden * (high - low)
     at_left, at_right = bound(left), bound(right)
-    for _ in range(16):
+    for _ in range(14):
         if at_left < at_right:
             high, right, at_right = right, left, at_left
             left = high - golden * (high - low)
