@@ -68,11 +68,25 @@ def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, a
 
 
 @app.command()
-def report(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
-    """Draw the plot and write results.tsv again; say where they are."""
+def report(
+    task: TaskOption = HERE,
+    tag: TagOption = None,
+    final: Annotated[bool, typer.Option("--final", help="Measure baseline and kept commits again: fresh seeds, locked test split.")] = False,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, max=100, metavar="N", help="With --final: seeds for each commit [default: 3].")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the plot and write results.tsv again; with --final show how much of the gain is real."""
     from runner.report.live import publish
     from runner.report.table import print_log
 
+    if final:
+        from runner.cli.finals import final_report
+
+        final_report(task, tag, repeats=repeats, as_json=as_json)
+        return
+    if repeats is not None:
+        message = "--repeats goes with --final, and only with it"
+        raise UsageError(message)
     _, folder, state = parts.look(task, tag)
     if not state.records:
         message = f"run {folder.name!r} has no finished trial yet"
