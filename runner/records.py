@@ -53,7 +53,7 @@ def brief(measured: Measurement, *, confirmed: bool) -> Measured:
         standard_error=audit.standard_error if audit else None,
         detectable=audit.detectable_blind if audit else None,
         seconds=measured.seconds.total,
-        confirmed=confirmed,
+        confirmed=confirmed and audit is not None,
     )
 
 

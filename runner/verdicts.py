@@ -2,13 +2,14 @@
 
 Everything is read off the journal each time that it is asked for, so a run that was killed goes on where it was.
 
-What is compared is val_bpb with its charge.  The baseline has none: it is what others are charged against, and what a busy
-machine adds to its processor seconds would make every candidate look better.
+What is compared is val_bpb with its charge.  A busy machine adds to processor seconds and never takes from them.  On a
+candidate's own charges that can only cost it a keep; on the champion's it would make every candidate look better, so a
+champion has the smallest of its charges, and the baseline, which others are charged against, has none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -80,10 +81,13 @@ def next_step(opened: OpenTrial, records: Sequence[Record], base: str, rule: Rul
     for index, one in enumerate(measured):
         if not has_score(one):
             return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.CRASH, reason=_failure(opened, index, one))
+    broken = next((one.guards_broken for one in measured if one.guards_broken), None)
+    if opened.proposed["baseline"] and broken is not None:
+        # Within bounds that the unmodified file breaks there is nothing to search for.
+        return Step(do=Do.CONCLUDE, verdict=Verdict.CRASH, reason=broken)
     if repeat or opened.proposed["baseline"]:
         verdict = Verdict.REPEAT if repeat else Verdict.BASELINE
         return Step(do=Do.CONCLUDE, verdict=verdict, reason=SETS_THE_MARK if verdict is Verdict.BASELINE else KNOWN_BETTER)
-    broken = next((one.guards_broken for one in measured if one.guards_broken), None)
     if broken is not None:
         return Step(do=Do.CONCLUDE, verdict=Verdict.DISCARD, reason=broken)
     found = judge(_case(measured, records, base, rule, smaller), rule)
@@ -121,10 +125,9 @@ def with_verdict(record: Record, step: Step, noise: Noise) -> Record:
 def noise(records: Sequence[Record], rule: Rule, more: Sequence[float] = ()) -> Noise:
     """Of one measurement: the prior, and everything that was measured more than once; `more` are scores of one more file."""
     groups: dict[str | None, list[float]] = {}
-    free = _uncharged(records)
     for record in records:
         if record.verdict not in UNJUDGED:
-            scores = _sample(record.measurements, charged=record.commit not in free).scores
+            scores = _sample(record.measurements, lambda _: 0.0).scores
             groups.setdefault(record.commit, []).extend(scores)
     known = [group for group in (*groups.values(), list(more)) if group]
     return pooled(rule.sigma_prior, rule.sigma_prior_weight, known)
@@ -138,7 +141,10 @@ def sample_of(records: Sequence[Record], commit: str) -> Sample:
         if record.commit == commit and record.verdict not in UNJUDGED
         for one in record.measurements
     ]
-    return _sample(measured, charged=commit not in _uncharged(records))
+    baseline = any(record.verdict is Verdict.BASELINE and record.commit == commit for record in records)
+    charges = [one.charge for one in measured if one.val_bpb is not None and one.charge is not None]
+    least = 0.0 if baseline else min(charges, default=0.0)
+    return _sample(measured, lambda _: least)
 
 
 def champion_of(records: Sequence[Record], base: str) -> str:
@@ -162,30 +168,26 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
     champions = [base, *(record.commit for record in records if record.verdict is Verdict.KEEP and record.commit)]
     samples = [sample_of(records, commit) for commit in champions]
     best = (max if rule.maximise else min)(samples, key=lambda sample: sample.mean)
-    candidate = _sample([brief(one, confirmed=False) for one in measured], charged=True)
+    told = [brief(one, confirmed=False) for one in measured]
+    candidate = _sample(told, lambda one: one.charge or 0.0)
     detectable = [one.audit.detectable_blind for one in measured if one.audit is not None]
     return Case(
         candidate=candidate,
         champion=sample_of(records, champion),
         best=best,
-        noise=noise(records, rule, candidate.scores),
+        noise=noise(records, rule, _sample(told, lambda _: 0.0).scores),
         champion_tries=_tries(records, champion),
         detectable=max(detectable, default=0.0),
         smaller=smaller,
     )
 
 
-def _sample(measured: Sequence[Measured], *, charged: bool) -> Sample:
-    known = [(one.val_bpb, one.charge, one.standard_error) for one in measured if one.val_bpb is not None]
+def _sample(measured: Sequence[Measured], charge: Callable[[Measured], float]) -> Sample:
+    known = [(one.val_bpb + charge(one), one.standard_error) for one in measured if one.val_bpb is not None]
     return Sample(
-        scores=tuple(score + (charge or 0.0) * charged for score, charge, _ in known),
-        errors=tuple(error for _, _, error in known if error is not None),
+        scores=tuple(score for score, _ in known),
+        errors=tuple(error for _, error in known if error is not None),
     )
-
-
-def _uncharged(records: Sequence[Record]) -> set[str | None]:
-    """The baseline's commit."""
-    return {record.commit for record in records if record.verdict is Verdict.BASELINE}
 
 
 def _tries(records: Sequence[Record], commit: str) -> int:

@@ -70,3 +70,9 @@ def test_a_measurement_without_a_score_takes_the_score_from_the_trial() -> None:
     assert (record.verdict, record.ending, record.reason) == (Verdict.CRASH, Ending.CRASHED, "train: exit code 1")
     assert (record.val_bpb, record.score_level, record.seed) == (None, None, 9)
     assert [one.val_bpb for one in record.measurements] == [1.5, None]
+
+
+def test_what_has_no_audit_was_not_confirmed() -> None:
+    trial = opened(replace(FINISHED, audit=None, score_level="reported"), confirmed=frozenset([0]))
+
+    assert [one.confirmed for one in record_of(HEADER, trial, "c", measurements_of(trial)).measurements] == [False]

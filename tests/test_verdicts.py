@@ -62,6 +62,12 @@ def test_only_candidates_are_compared(role: str, verdict: Verdict) -> None:
     assert (step.do, step.verdict, step.judgement is None) == (Do.CONCLUDE, verdict, role != "")
 
 
+@pytest.mark.parametrize(("role", "verdict"), [("baseline", Verdict.CRASH), ("", Verdict.DISCARD)])
+def test_a_broken_guard_is_the_reason_and_makes_no_baseline(role: str, verdict: Verdict) -> None:
+    step = after(measurement(1.1, guards_broken="size is 11, above 10"), role=role)
+    assert (step.do, step.verdict, step.reason) == (Do.CONCLUDE, verdict, "size is 11, above 10")
+
+
 def test_what_does_not_reproduce_is_not_kept() -> None:
     step = after(measurement(None, Ending.NOT_REPRODUCED), confirmed=frozenset([0]))
     assert (step.verdict, step.reason) == (Verdict.CRASH, "when it was confirmed: scored")

@@ -129,7 +129,8 @@ def print_summary(folder: Path, editable: str, records: Sequence[Record], reason
         lines += [
             f"{'best ' + plain(summary.name, 64):<13} {score:.4f}{start}{label}, trial {best.trial}, commit {(best.commit or '')[:10]}",
             f"see it        git show autoresearch/{folder.name}:{editable}   (or: autoresearch show {best.trial})",
-            f"the model     autoresearch export-model {best.trial}",
         ]
+        if not summary.unverified:
+            lines.append(f"the model     autoresearch export-model {best.trial}")
     lines += [f"plot          {folder / 'progress.png'}", f"results       {folder / 'results.tsv'}"]
     print("\n".join(lines))  # noqa: T201 - a view
