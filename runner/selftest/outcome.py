@@ -11,8 +11,9 @@ from runner.selftest.catalogue import REFUSED, Attack
 from runner.trial import Record, Verdict
 
 STANDARD_ERRORS = 5.0
-"""A score this many standard errors below the baselines' mean is not luck: among a hundred honest scores with a standard
-deviation known from six degrees of freedom, a twentieth of all runs of the selftest would otherwise show one."""
+"""A score this many standard errors below the baselines' mean is not luck.  The standard deviation is an estimate of about six
+degrees of freedom, by which a single honest score lies there once in 800 (Student's t); if the preset's prior is right, once in
+3 million."""
 
 
 @dataclass(frozen=True, kw_only=True)
