@@ -72,7 +72,7 @@ def report(
     task: TaskOption = HERE,
     tag: TagOption = None,
     final: Annotated[bool, typer.Option("--final", help="Measure baseline and kept commits again: fresh seeds, locked test split.")] = False,
-    repeats: Annotated[int | None, typer.Option("--repeats", min=1, max=100, metavar="N", help="With --final: seeds for each commit [default: 3].")] = None,
+    repeats: Annotated[int | None, typer.Option("--repeats", min=1, max=100, metavar="N", help="With --final: seeds for each commit, 3 if left out.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the plot and write results.tsv again; with --final show how much of the gain is real."""
