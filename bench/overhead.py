@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
-import secrets
 import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.bare import Bare, Timing, provide
 from bench.whole import Bench, Whole, bench
-from runner import images, score
+from runner import images
 from runner.errors import AutoresearchError, EngineError
 from runner.ledger import make_state
 from runner.measure import CHECKPOINT
+from runner.phases import ROWS, handed_out
+from runner.run import SEEDS_PER_TRIAL
 from runner.trial import Proposal, Record
 from runner.wheels import sha256_of
 
@@ -35,6 +39,7 @@ STATE = ROOT / ".autoresearch"
 PAIRS = {"smoke": 3, "tiny": 5}
 """Presets whose budget is in steps, so that both sides do the same work; and how many pairs are measured."""
 SEED = 1
+PHASES = ("train", "claim", "audit")
 CALLS_SHOWN = 8
 
 Say = Callable[[str], None]
@@ -45,16 +50,24 @@ Value = Callable[["Pair"], float]
 
 @dataclass(frozen=True, kw_only=True)
 class BareTrial:
-    """Train and claim of one trial, bare."""
+    """Train, claim and audit of one trial, bare."""
 
     seed: int
-    train: Timing
-    claim: Timing
+    phases: Mapping[str, Timing]
     loop: float
     """Seconds of the training loop, by train.py's own word."""
     checkpoint: str
     """SHA-256."""
-    val_bpb: float
+
+    @property
+    def train(self) -> Timing:
+        """The training alone."""
+        return self.phases["train"]
+
+    @property
+    def whole(self) -> float:
+        """Seconds of all three processes."""
+        return sum(timing.whole for timing in self.phases.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +80,6 @@ class Pair:
     loop: float
     """Seconds of the training loop in the container, by train.py's own word."""
     checkpoint: str
-    val_bpb: float
     bare: BareTrial
 
     def train(self) -> float:
@@ -75,16 +87,14 @@ class Pair:
         return self.whole.phases["train: work"]
 
     def around(self) -> float:
-        """Seconds in which neither train.py nor claim.py ran: the runner's and the engine's own."""
-        working = [self.whole.phases[f"{phase}: {step}"] for phase in ("train", "claim") for step in ("start-up", "work")]
+        """Seconds in which none of the three programs ran: the runner's and the engine's own."""
+        working = [self.whole.phases[f"{phase}: {step}"] for phase in PHASES for step in ("start-up", "work")]
         return self.whole.seconds - sum(working)
 
 
 RATIOS: dict[str, Value] = {
     "whole trial / bare process": lambda pair: pair.whole.seconds / pair.bare.train.whole,
-    "whole trial / bare process and bare claim": lambda pair: (
-        pair.whole.seconds / (pair.bare.train.whole + pair.bare.claim.whole)
-    ),
+    "whole trial / bare process, claim and audit": lambda pair: pair.whole.seconds / pair.bare.whole,
     "train phase / bare training loop": lambda pair: pair.train() / pair.bare.loop,
     "train phase / bare train phase": lambda pair: pair.train() / pair.bare.train.work,
     "training loop / bare training loop": lambda pair: pair.loop / pair.bare.loop,
@@ -117,7 +127,7 @@ class Driver:
             self._say("the bare side once, so that its files are in memory as the image's are")
             self._run_bare(0)
         else:
-            self.pairs.append(self._pair(record, record.val_bpb, self._began, ended))
+            self.pairs.append(self._pair(record, self._began, ended))
             ratios = "  ".join(f"{of(self.pairs[-1]):.3f}" for of in RATIOS.values())
             self._say(f"pair {len(self.pairs)} of {self._wanted}: {ratios}  load {self.pairs[-1].load:.1f}")
         if len(self.pairs) == self._wanted:
@@ -133,7 +143,7 @@ class Driver:
     def _source(self) -> str:
         return f"{self._made.source}# pair {len(self.pairs) + 1}\n"
 
-    def _pair(self, record: Record, val_bpb: float, began: float, ended: float) -> Pair:
+    def _pair(self, record: Record, began: float, ended: float) -> Pair:
         sandbox = self._made.sandbox
         bare = self._early or self._run_bare(0)
         train = next(run for run in sandbox.contained if run.began >= began)
@@ -145,7 +155,6 @@ class Driver:
             whole=Whole.of(began, ended, sandbox.contained, self._made.calls),
             loop=float(dict(record.summary)["training_seconds"]),
             checkpoint=sha256_of(sandbox.checkpoint(train)),
-            val_bpb=val_bpb,
             bare=bare,
         )
 
@@ -153,26 +162,30 @@ class Driver:
         """What the latest trial's containers did, or with 1 the next one's: the runner counts seeds up."""
         prepared, folder = self._made.prepared, self._made.folder
         latest = {run.spec.phase: run for run in self._made.sandbox.contained}
-        train, claim = latest["train"], latest["claim"]
-        told = {phase: {**run.trial, "seed": run.trial["seed"] + later} for phase, run in latest.items()}
+        told = {
+            phase: {**run.trial, "seed": run.trial["seed"] + later * SEEDS_PER_TRIAL} for phase, run in latest.items()
+        }
+        seed, rows, phases = told["train"]["seed"], folder / ROWS, {}
 
-        gated = {"rows.bin": prepared.path / "train" / "rows.bin"}
-        trained, out = self._bare.run(train.spec, told["train"], self._source(), gated)
+        tokens, length = self._made.task.budget.tokens, prepared.sequence_length
+        there = prepared.train_rows
+        taken = handed_out(there, there if tokens is None else math.ceil(tokens / length), seed)
+        prepared.rows("train")[taken].tofile(rows)
+        phases["train"], out = self._bare.run(latest["train"].spec, told["train"], self._source(), {ROWS: rows})
         loop = float(json.loads((out / "summary.json").read_text())["training_seconds"])
-        gated = {CHECKPOINT: (out / CHECKPOINT).rename(folder / "bare.safetensors"), "rows.bin": folder / "rows.bin"}
-        order = score.shuffled(prepared.val_rows, secrets.randbits(128))
-        prepared.rows("val")[order.permutation].tofile(gated["rows.bin"])
-        claimed, out = self._bare.run(claim.spec, told["claim"], self._source(), gated)
-        length = prepared.sequence_length
-        nll = score.read_claim(out / "nll.bin", rows=prepared.val_rows, sequence_length=length, order=order)
-        return BareTrial(
-            seed=told["train"]["seed"],
-            train=trained,
-            claim=claimed,
-            loop=loop,
-            checkpoint=sha256_of(gated[CHECKPOINT]),
-            val_bpb=score.bits_per_byte(nll, prepared.rows("val")[:, 1:], prepared.token_bytes()),
-        )
+        checkpoint = (out / CHECKPOINT).rename(folder / "bare.safetensors")
+        validation = prepared.rows("val")
+        validation.tofile(rows)
+        gated = {CHECKPOINT: checkpoint, ROWS: rows}
+        phases["claim"], _ = self._bare.run(latest["claim"].spec, told["claim"], self._source(), gated)
+        # Whatever is asked, the work is the same; all rounds lie there from the start.
+        asked, end = folder / "question.bin", folder / "end"
+        ids = np.asarray(validation[: told["audit"]["rows"], :-1])
+        asked.write_bytes(np.zeros(len(ids), dtype="<i4").tobytes() + ids.tobytes())
+        end.touch()
+        gated = {CHECKPOINT: checkpoint, "end": end, **{name: asked for name, _ in told["audit"]["rounds"]}}
+        phases["audit"], _ = self._bare.run(latest["audit"].spec, told["audit"], self._source(), gated)
+        return BareTrial(seed=seed, phases=phases, loop=loop, checkpoint=sha256_of(checkpoint))
 
 
 # ------------------------------------------------------------------------------------------- the report
@@ -195,10 +208,7 @@ def report(preset: str, made: Bench, record: images.ImageRecord, python: str, pa
         "seconds_around": _spread(pairs, Pair.around),
         "ratios": {name: _spread(pairs, of) for name, of in RATIOS.items()},
         "engine_calls": _calls(pairs),
-        "same": {
-            "checkpoint": all(pair.checkpoint == pair.bare.checkpoint for pair in pairs),
-            "val_bpb_difference": max(abs(pair.val_bpb - pair.bare.val_bpb) for pair in pairs),
-        },
+        "same_checkpoint": all(pair.checkpoint == pair.bare.checkpoint for pair in pairs),
     }
 
 
@@ -209,22 +219,17 @@ def _spread(pairs: Sequence[Pair], of: Value) -> dict[str, float]:
 
 def _seconds(pairs: Sequence[Pair]) -> dict[str, dict[str, float | None]]:
     """Medians of each phase, and of what the bare side has in its place."""
-    bare: dict[str, Value] = {
-        "train: start-up": lambda pair: pair.bare.train.startup,
-        "train: work": lambda pair: pair.bare.train.work,
-        "claim: start-up": lambda pair: pair.bare.claim.startup,
-        "claim: work": lambda pair: pair.bare.claim.work,
-    }
     rows: dict[str, dict[str, float | None]] = {}
     for name in pairs[0].whole.phases:
-        there = bare.get(name)
+        phase, _, step = name.partition(": ")
+        there = {"start-up": "startup", "work": "work"}.get(step)
         rows[name] = {
             "trial": statistics.median(pair.whole.phases[name] for pair in pairs),
-            "bare": statistics.median(map(there, pairs)) if there else None,
+            "bare": statistics.median(getattr(pair.bare.phases[phase], there) for pair in pairs) if there else None,
         }
     rows["whole"] = {
         "trial": statistics.median(pair.whole.seconds for pair in pairs),
-        "bare": statistics.median(pair.bare.train.whole + pair.bare.claim.whole for pair in pairs),
+        "bare": statistics.median(pair.bare.whole for pair in pairs),
     }
     return rows
 
@@ -243,7 +248,7 @@ def _calls(pairs: Sequence[Pair]) -> dict[str, dict[str, float]]:
 
 def show(found: dict[str, Any]) -> str:
     """The report for a person."""
-    load, same, python = found["load_average"], found["same"], found["python"]
+    load, python = found["load_average"], found["python"]
     lines = [
         f"preset {found['preset']}: {found['steps']} steps, {found['threads']} threads, {found['cores']} cores",
         f"{found['pairs']} pairs, taking turns, after one of each side to warm up",
@@ -257,7 +262,7 @@ def show(found: dict[str, Any]) -> str:
         lines.append(f"  {name:<40}{row['trial']:>9.3f}{bare:>9}")
     around = found["seconds_around"]
     lines += [
-        f"  {'of it neither train.py nor claim.py':<40}{around['median']:>9.3f}",
+        f"  {'of it none of the three programs':<40}{around['median']:>9.3f}",
         "",
         f"{'ratios':<42}{'median':>9}{'lowest':>9}{'highest':>9}",
     ]
@@ -266,8 +271,7 @@ def show(found: dict[str, Any]) -> str:
     lines += ["", f"{'calls of the engine in a trial (medians)':<42}{'count':>9}{'seconds':>9}"]
     for name, row in list(found["engine_calls"].items())[:CALLS_SHOWN]:
         lines.append(f"  {name:<40}{row['count']:>9.0f}{row['seconds']:>9.3f}")
-    checkpoint = "the same bytes in every pair" if same["checkpoint"] else "DIFFERENT BYTES"
-    lines += ["", f"checkpoints: {checkpoint}; val_bpb differs by at most {same['val_bpb_difference']:.1e}"]
+    lines += ["", f"checkpoints: {'the same bytes in every pair' if found['same_checkpoint'] else 'DIFFERENT BYTES'}"]
     return "\n".join(lines)
 
 
@@ -285,7 +289,7 @@ def measure(preset: str, pairs: int, say: Say) -> dict[str, Any]:
     environment = provide(record, STATE / "wheels" / f"cpu-{platform.machine()}", cache, say)
     with (
         tempfile.TemporaryDirectory(dir=cache, prefix="run-") as folder,
-        bench(preset, SEED, record, STATE, Path(folder)) as made,
+        bench(preset, SEED, STATE, Path(folder)) as made,
     ):
         driver = Driver(made, Bare(environment, Path(folder) / "bare", made.fixed), pairs, say)
         say(f"preset {preset}: one baseline to warm up, then {pairs} pairs; load average {os.getloadavg()[0]:.1f}")
@@ -312,7 +316,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     print(json.dumps(found) if asked.json else show(found))
-    return 0 if found["same"]["checkpoint"] else 1
+    return 0 if found["same_checkpoint"] else 1
 
 
 if __name__ == "__main__":

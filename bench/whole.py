@@ -6,40 +6,35 @@ notes when each call began and ended.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from runner import images, ledger
+from runner import ledger
 from runner.cli import parts
+from runner.cli.session import open_session
 from runner.cli.setting_up import prepared_for
+from runner.cli.starting import Wanted
 from runner.errors import EngineError
-from runner.log import events_to
 from runner.loop import Loop, Stops
-from runner.measure import CHECKPOINT, Measurer, Place
+from runner.measure import CHECKPOINT, Measurer
 from runner.prepare import Prepared
 from runner.protocols import Agent
-from runner.report.live import LiveView
 from runner.run import Run
 from runner.sandbox.build import Builder
 from runner.sandbox.docker import DockerSandbox
-from runner.sandbox.volumes import PreparedVolume
-from runner.sandbox.volumes import provide as provide_volume
-from runner.task import Task, apply_preset, load_task
+from runner.task import Task
 from runner.trial import Progress, Result, TrialSpec
-from runner.workspace import CommitText, Workspace
 
 TAG = "bench"
 STEPS = ("copy in", "start-up", "work", "copy out", "clean-up")
@@ -187,6 +182,16 @@ class Whole:
 # -------------------------------------------------------------------------------------------- the parts
 
 
+@dataclass(frozen=True, kw_only=True)
+class Once(Wanted):
+    """A run with one baseline in which every trial is measured once and, by its score, nothing is kept."""
+
+    def overrides(self) -> dict[str, object]:
+        """See `Wanted.overrides`."""
+        never = {"k": 5.0, "k_at_once": 5.0, "near": 5.0, "repeats": 0, "remeasure_champion_every": 0}
+        return {"judge": {"baselines": 1, **never}}
+
+
 @dataclass(kw_only=True)
 class Bench:
     """A run in a task repository of its own, ready to go."""
@@ -200,6 +205,8 @@ class Bench:
     fixed: Mapping[str, Path]
     """What lies in /prepare, by name."""
     sandbox: NotingSandbox
+    measurer: Measurer
+    """On that sandbox."""
     calls: list[Call]
     engine: str
     go: Callable[[Agent], None] = field(repr=False)
@@ -207,47 +214,50 @@ class Bench:
 
 
 @contextmanager
-def bench(
-    preset: str, seed: int, image: images.ImageRecord, state: Path, folder: Path
-) -> Iterator[Bench]:
-    """Make a task below `folder`, start a run in it with one baseline, and take everything away at the end.
+def throwaway(folder: Path, state: Path) -> Iterator[Path]:
+    """A new task in `folder` with the images and the data of `state`; at the end nothing of it is in the engine."""
+    command = Path(sys.executable).with_name("autoresearch")
+    subprocess.run([command, "init", folder], check=True, stdout=subprocess.DEVNULL)
+    os.environ["AUTORESEARCH_DATA"] = str(parts.data_root(state))
+    own = parts.open_workspace(folder).state
+    ledger.make_state(own)
+    shutil.copy(state / "images.json", own)
+    try:
+        yield folder
+    finally:
+        with Builder.connect() as engine:
+            engine.remove_containers(parts.owner_labels(own))
+            engine.remove_volumes(parts.owner_labels(own))
+
+
+@contextmanager
+def bench(preset: str, seed: int, state: Path, folder: Path) -> Iterator[Bench]:
+    """Make a task below `folder`, start a run in it, and take everything away at the end.
 
     Its data are those below `state`; the ones of a shipped text are made if they are not there.
     """
-    place = folder / "task"
-    command = Path(sys.executable).with_name("autoresearch")
-    subprocess.run([command, "init", place], check=True, stdout=subprocess.DEVNULL)
-    workspace = parts.open_workspace(place)
-    run = workspace.state / TAG
-    labels = parts.owner_labels(workspace.state)
-    overrides: dict[str, object] = {"judge": {"baselines": 1}}
     calls: list[Call] = []
     client = parts.connect()
-    prepared = prepared_for(load_task(place, preset), state, client, quiet=True)
     noted: Any = Noted(client, calls)
-    try:
-        with ledger.writing(run) as journal, parts.data_volume(prepared, labels) as rows:
-            frozen = parts.freeze(workspace, load_task(place), workspace.head(), run)
-            task = parts.within(load_task(frozen, preset, overrides), client)
-            header = _header(workspace, task, image, seed, overrides)
-            journal.write("run", **header)
-            workspace.start_branch(TAG, header["base"])
-            fixed = parts.prepare_volume(task, prepared, frozen, labels)
-            for volume in (fixed, rows):
-                provide_volume(client, image.id, volume)
-            sandbox = NotingSandbox(DockerSandbox(noted), calls, folder)
-            trial_labels = {**labels, "autoresearch.run": header["id"], "autoresearch.tag": TAG}
-            measurer = Measurer(sandbox, task, prepared, _place(image, fixed, rows, trial_labels))
+    wanted = Once(preset=preset, cpu=True, gpus=None, seed=seed, dataset=None, source=None)
+    with (
+        throwaway(folder / "task", state) as place,
+        # No proposal has this token, so nothing is printed.
+        open_session(place, TAG, wanted, new=False, as_json=True, only_token=TAG) as session,
+    ):
+        task, workspace = parts.within(session.task, client), session.workspace
+        prepared = prepared_for(task, workspace.state, client, quiet=True)
+        header = session.ledger.state.header or {}
+        labels = {**parts.owner_labels(workspace.state), "autoresearch.run": header["id"], "autoresearch.tag": TAG}
+        fixed = parts.prepare_volume(task, prepared, session.folder / "task", labels, "train")
+        sandbox = NotingSandbox(DockerSandbox(noted), calls, folder)
+        # What a command does, but for the sandbox, which is ours.
+        auditing = session._auditing(sandbox, client, task, prepared, tuple(labels.items()))  # noqa: SLF001
+        with auditing as measurer:
 
             def go(agent: Agent) -> None:
-                with (
-                    events_to(run / "events.jsonl"),
-                    contextlib.redirect_stdout(sys.stderr),
-                    contextlib.closing(LiveView(run)) as view,
-                ):
-                    held = Run(task=task, tag=TAG, ledger=journal, workspace=workspace)
-                    loop = Loop(held, measurer, agent, view)
-                    loop.run(Stops())
+                run = Run(task=task, tag=TAG, ledger=session.ledger, workspace=workspace)
+                Loop(run, measurer, agent, session.view).run(Stops())
 
             yield Bench(
                 task=task,
@@ -256,45 +266,8 @@ def bench(
                 source=workspace.read(header["base"], task.editable).decode(),
                 fixed={file.name: file.path for file in fixed.files},
                 sandbox=sandbox,
+                measurer=measurer,
                 calls=calls,
                 engine=str(client.version()["Version"]),
                 go=go,
             )
-    finally:
-        client.close()
-        with Builder.connect() as engine:
-            engine.remove_containers(labels)
-            engine.remove_volumes(labels)
-
-
-def _header(
-    workspace: Workspace, task: Task, image: images.ImageRecord, seed: int, overrides: dict[str, object]
-) -> ledger.Event:
-    head, created = workspace.head(), datetime.now(UTC).isoformat(timespec="seconds")
-    source = apply_preset(workspace.read(head, task.editable).decode(), task)
-    text = CommitText(subject="Baseline of the bench", body="", trailers=(), date=created)
-    return {
-        "format": ledger.FORMAT,
-        "id": uuid.uuid4().hex,
-        "tag": TAG,
-        "created": created,
-        "head": head,
-        "base": workspace.candidate(head, task.editable, source.encode(), text),
-        "preset": task.preset,
-        "overrides": overrides,
-        "seed": seed,
-        "image": image.id,
-        "gpu": None,
-    }
-
-
-def _place(
-    image: images.ImageRecord, fixed: PreparedVolume, rows: PreparedVolume, labels: Mapping[str, str]
-) -> Place:
-    return Place(
-        image=image.id,
-        gpu=None,
-        prepare_volume=fixed.name,
-        data_volume=rows.name,
-        labels=tuple(labels.items()),
-    )
