@@ -1,6 +1,6 @@
 """The figures of docs/score.md, by simulation: what liars can hide, false alarms, detection, error bars.
 
-    .venv/bin/python bench/audit.py [gains laws alarms detection errors lottery] [--large]
+    .venv/bin/python bench/audit.py [gains laws alarms detection errors lottery second_chance] [--large]
 
 Claims are simulated with the per-token noise between two honest seeds that was measured on real models: standard
 deviation 0.95 nats and kurtosis 8 on the King James text, 0.87 and 13 at full size.  `--large` adds the full
@@ -44,7 +44,7 @@ class Size:
         return 1 / (math.log(2) * self.val_bytes)
 
 
-TINY = Size(name="tiny", rows=128, targets=128, val_bytes=50_000, mean=4.2, noise=0.95, threshold=0.0139)
+TINY = Size(name="tiny", rows=128, targets=128, val_bytes=50_000, mean=4.2, noise=0.95, threshold=0.0173)
 SMOKE = Size(name="smoke", rows=438, targets=128, val_bytes=207_002, mean=4.2, noise=0.95, threshold=0.0069)
 LARGE = Size(
     name="full", rows=10240, targets=2048, val_bytes=90_000_000, mean=3.2, noise=0.87, threshold=0.0005
@@ -242,7 +242,7 @@ def gains(*, large: bool) -> None:
                 for claim, reference in data[:4]
             ]
             blind, how = max(blind_liars(SHIPPED, data, audits))
-            informed, _ = max(informed_liars(SHIPPED, data[:4], audits))
+            informed = max(blind, max(informed_liars(SHIPPED, data[:4], audits))[0])
             print(
                 f"{size.name:16s} {'+'.join(map(str, audits)):8s} {size.threshold:8.4f}"
                 f" {np.mean([one.blind for one in found]):9.6f} {blind * size.bpb:9.6f}"
@@ -257,11 +257,11 @@ def laws(*, large: bool) -> None:
     print("smoke: gain in bpb of the best liar found, and variance against a uniform draw, for each law")
     data = [simulate(SMOKE, seed) for seed in range(8)]
     for law in LAWS:
-        cells = [
-            f"{'+'.join(map(str, audits))}: blind {max(blind_liars(law, data, audits))[0] * SMOKE.bpb:.5f}"
-            f" informed {max(informed_liars(law, data, audits))[0] * SMOKE.bpb:.5f}"
-            for audits in ((4,), (4, 4))
-        ]
+        cells = []
+        for audits in ((4,), (4, 4)):
+            blind = max(blind_liars(law, data, audits))[0] * SMOKE.bpb
+            informed = max(blind, max(informed_liars(law, data, audits))[0] * SMOKE.bpb)
+            cells.append(f"{'+'.join(map(str, audits))}: blind {blind:.5f} informed {informed:.5f}")
         print(f"{law.name:42s} {'   '.join(cells)}   variance {law.variance(*data[0]):.2f}", flush=True)
 
 
@@ -443,8 +443,70 @@ def poisson_inverse(mean: float, chance: float) -> int | None:
         count += 1
 
 
+def second_chance(*, large: bool) -> None:
+    """What liars gain who stay below `gross`, so that a seen lie is audited again: every answer counts."""
+    del large
+    print(
+        "blind liars below `gross`, with the second audit that a failure gets; hidden at 1 %, after corrections"
+    )
+    for size, device, audits in ((SMOKE, "cpu", (4, 4)), (PART, "cuda", (1, 2)), (PART, "cuda", (2, 2))):
+        claim, reference = simulate(size, 1)
+        bound = audit.detectable_gain(
+            claim, np.ones(claim.shape, dtype=bool), reference, rounds=audits, val_bytes=size.val_bytes
+        )
+        limits = audit.TOLERANCES[device]
+        best = (0.0, 0.0, 0, 0)
+        rng = np.random.default_rng(5)
+        ranked = np.argsort(-np.sort(claim, axis=1)[:, -size.targets // 5 :].sum(axis=1))
+        for count in (1, 2, 4):
+            rows = ranked[:count]
+            for share in (0.02, 0.05, 0.1, 0.2, 0.3, 0.5):
+                lie = claim[rows].copy()
+                order = np.argsort(np.abs(lie - 5), axis=1)[:, : max(1, int(share * size.targets))]
+                deep = np.maximum(np.take_along_axis(lie, order, axis=1) - np.float32(0.95 * limits.gross), 0)
+                np.put_along_axis(lie, order, deep, axis=1)
+                won = [
+                    one_liar(claim[rows], lie, reference[rows], audits, limits, size, rng) for _ in range(400)
+                ]
+                plain, beyond = (float(np.quantile(each, 0.99)) for each in zip(*won, strict=True))
+                best = max(best, (plain, beyond, count, order.shape[1]))
+        print(
+            f"{size.name:16s} {device:5s} {'+'.join(map(str, audits))}: {best[0]:.6f} bpb ({best[2]} rows, {best[3]}"
+            f" targets each), {best[1]:.6f} beyond two standard errors; bound {bound.blind:.6f}",
+            flush=True,
+        )
+
+
+def one_liar(
+    truth: Floats,
+    lie: Floats,
+    reference: Floats,
+    audits: Sequence[int],
+    limits: audit.Tolerance,
+    size: Size,
+    rng: np.random.Generator,
+) -> tuple[float, float]:
+    """Bits per byte that one trial of a liar hides, 0 if it fails; and what of it exceeds two standard errors."""
+    everywhere = np.ones(lie.shape, dtype=bool)
+    draws: list[audit.Draw] = []
+    answers: list[npt.NDArray[np.float64]] = []
+
+    def agrees(rounds: int) -> audit.Agreement:
+        draws.append(audit.draw(lie, everywhere, reference, rounds=rounds, rng=rng))
+        answers.append(truth[np.arange(len(truth)), draws[-1].cuts].astype(float))
+        return audit.agree(lie, draws[-1:], answers[-1:], limits)
+
+    for rounds in audits:
+        first = agrees(rounds)
+        if not first.ok and not (first.recheck and agrees(2).ok):
+            return 0.0, 0.0
+    found = audit.estimate(lie, everywhere, draws, answers, val_bytes=size.val_bytes)
+    hidden = float(truth.sum(dtype=float)) * size.bpb - found.val_bpb
+    return hidden, hidden - 2 * found.standard_error
+
+
 TABLES: dict[str, Callable[..., None]] = {
-    one.__name__: one for one in (gains, laws, alarms, detection, errors, lottery)
+    one.__name__: one for one in (gains, laws, alarms, detection, errors, lottery, second_chance)
 }
 
 

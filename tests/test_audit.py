@@ -515,14 +515,16 @@ def test_half_of_the_detectable_gain_passes_seldom_and_all_of_it_almost_never(ki
     truth, reference = simulated(*SIZE, 30)
     audits = (4, 4)
     found = audit.detectable_gain(truth, everywhere(truth), reference, rounds=audits, val_bytes=VAL_BYTES)
-    liar = row_liar(8.0, 2.0, 1) if kind == "blind" else reference_liar(0.2)
+    liar = row_liar(8.0, 2.0, 2) if kind == "blind" else reference_liar(0.2)
     detectable = found.blind if kind == "blind" else found.informed
     rng = np.random.default_rng(12)
 
     def passing(part: float) -> float:
-        count = 1
-        while float((truth - liar(truth, reference, count)).sum(dtype=np.float64)) * BPB < part * detectable:
-            count += 1
+        low, count = 0, truth.size
+        while count - low > 1:
+            middle = (low + count) // 2
+            hidden = float((truth - liar(truth, reference, middle)).sum(dtype=np.float64)) * BPB
+            low, count = (middle, count) if hidden < part * detectable else (low, middle)
         lie = liar(truth, reference, count)
         passed = 0
         for _ in range(150):
