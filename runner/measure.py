@@ -319,26 +319,25 @@ class Measurer:
     def _cause(self, work: _Work, claim: Claim, asked: _Asked) -> tuple[Ending, str]:
         """Why the answers are not what was claimed; only what nothing honest explains is called tampering.
 
-        Asked again with the true text after each cut, a model that looks ahead gives what it claimed.  Claimed again with
-        the rows in another order, a model that is random, or whose rows depend on each other, claims something else.
+        Claimed again with the rows in another order, a model that is random, or whose rows depend on each other, claims
+        something else.  Asked again with the true text after each cut, one that looks ahead gives what it claimed.
         """
         assert asked.answers is not None
         hard = self._tolerance.hard
-        off = [np.abs(said - _at(claim, cuts)) * (cuts >= 0) for cuts, said in zip(asked.draw.cuts, asked.answers, strict=True)]
-        round_ = int(np.argmax([one.max() for one in off]))
-        draw = Draw(cuts=asked.draw.cuts[[round_]], probability=asked.draw.probability[[round_]])
-        cap = work.caps.of("audit")
-        again = self._put(work, draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
-        if again.answers is None:
-            return Ending.NOT_REPRODUCED, f"the cause could not be found ({again.result.reason})"
-        cuts, differs = draw.cuts[0], off[round_] > min(hard, off[round_].max() / 2)
-        if np.all((np.abs(again.answers[0] - _at(claim, cuts)) <= hard)[differs]):
-            return Ending.NOT_REPRODUCED, "the model uses tokens that come after the one it predicts"
         result, second = self._claim(work, work.caps.of("claim"))
         if isinstance(second, str):
             return Ending.NOT_REPRODUCED, f"the cause could not be found ({result.reason})"
         if float(np.abs(second - claim).max()) > hard:
             return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"
+        cap = work.caps.of("audit")
+        again = self._put(work, asked.draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
+        if again.answers is None:
+            return Ending.NOT_REPRODUCED, f"the cause could not be found ({again.result.reason})"
+        claimed = np.stack([_at(claim, cuts) for cuts in asked.draw.cuts])
+        off = np.abs(asked.answers - claimed) * (asked.draw.cuts >= 0)
+        differs = off > min(hard, off.max() / 2)
+        if np.all((np.abs(again.answers - claimed) <= hard)[differs]):
+            return Ending.NOT_REPRODUCED, "the model uses tokens that come after the one it predicts"
         return Ending.TAMPERED, "it answers otherwise when it is audited, and nothing honest explains that"
 
     def _lengths(self) -> npt.NDArray[np.uint16]:
