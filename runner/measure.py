@@ -238,7 +238,7 @@ class Measurer:
         countable, size = lengths > 0, int(lengths.sum(dtype=np.int64))
         draws, answers = evidence.audits(work.folder)
         found = audit.estimate(claim, countable, draws, answers, val_bytes=size)
-        rounds = sum(len(one.cuts) for one in draws)
+        rounds = [len(one.cuts) for one in draws]
         hidden = audit.detectable_gain(claim, countable, reference, rounds=rounds, val_bytes=size)
         worst = max(audit.agree(claim, [one], [said], self._tolerance).worst for one, said in zip(draws, answers, strict=True))
         return replace(
@@ -247,7 +247,7 @@ class Measurer:
             val_bpb=found.val_bpb,
             score_level=score.SCORE_LEVEL,
             audit=AuditFacts(
-                rounds=rounds,
+                rounds=sum(rounds),
                 k=sum(int((one.cuts >= 0).sum()) for one in draws),
                 correction=found.correction,
                 standard_error=found.standard_error,
