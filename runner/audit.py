@@ -155,7 +155,7 @@ def draw(
 
     Arguments as for `law`.  Half of a row's rounds follow the first of its two laws and half the second (a coin
     decides on an odd one), so a target is drawn `rounds` * q times on average; whole rounds of each catch more
-    than a coin every time.  `rng` must be seeded by the operating system's randomness, after the claim is fixed.
+    than coins would.  `rng` must be seeded by the operating system's randomness, after the claim is fixed.
     """
     _same_shape(claim, countable, reference)
     cuts = np.full((rounds, len(claim)), -1, dtype=np.int64)
@@ -168,11 +168,9 @@ def draw(
         by_stakes = np.arange(rounds)[:, None] < rounds // 2
         coin = (np.arange(rounds)[:, None] == 2 * (rounds // 2)) & (rng.random(len(filled)) < 0.5)
         found = np.empty((rounds, len(filled)), dtype=np.int64)
+        uniform_steps, stakes_steps = np.cumsum(uniform, axis=1), np.cumsum(stakes, axis=1)
         for number, follow in enumerate(by_stakes | coin):
-            for law_steps, chosen in (
-                (np.cumsum(uniform, axis=1), ~follow),
-                (np.cumsum(stakes, axis=1), follow),
-            ):
+            for law_steps, chosen in ((uniform_steps, ~follow), (stakes_steps, follow)):
                 steps = law_steps[chosen]
                 points = rng.random(len(steps)) * steps[:, -1]
                 found[number, chosen] = np.minimum((steps <= points[:, None]).sum(axis=1), last[chosen])
@@ -193,6 +191,9 @@ def target_nll(logits: npt.NDArray[Any], targets: npt.NDArray[np.integer[Any]]) 
         message = (
             f"logits are {logits.dtype} {list(logits.shape)} instead of float32 [{len(targets)}, vocabulary]"
         )
+        raise RefusedAnswerError(message)
+    if logits.shape[1] <= targets.max(initial=-1):
+        message = f"logits for {logits.shape[1]} tokens lack some targets"
         raise RefusedAnswerError(message)
     nll = np.empty(len(logits))
     for rows in _chunks(*logits.shape):
