@@ -192,7 +192,7 @@ def target_nll(logits: npt.NDArray[Any], targets: npt.NDArray[np.integer[Any]]) 
             f"logits are {logits.dtype} {list(logits.shape)} instead of float32 [{len(targets)}, vocabulary]"
         )
         raise RefusedAnswerError(message)
-    if logits.shape[1] <= targets.max(initial=-1):
+    if targets.size and logits.shape[1] <= int(targets.max()):
         message = f"logits for {logits.shape[1]} tokens lack some targets"
         raise RefusedAnswerError(message)
     nll = np.empty(len(logits))
