@@ -25,8 +25,9 @@ OVERRUN = 1.01
 """A timed trial may exit this much later than its budget; later is `timed_out`."""
 FIRST_CAP_SECONDS = 1800.0
 """Cap of a phase that has no budget in seconds and no baseline yet to derive one from."""
-CPU_CAP, CPU_CAP_SECONDS = 1.25, 0.5
-"""A phase may use this many times the baselines' median of processor seconds, and a little more."""
+CPU_CAP, CPU_CAP_SECONDS = 1.25, 5.0
+"""A phase may use this many times the baselines' median of processor seconds, and so many more: a file that runs out of memory
+takes seconds to get there and shall end as that.  What is used below the cap is charged."""
 WALL_ON_CPU = (4.0, 10.0)
 """Factor and seconds on the baselines' median of a phase: neighbours take time, and processor seconds are counted apart."""
 WALL_ON_GPU = (1.5, 0.5)
@@ -58,6 +59,8 @@ def caps(task: Task, records: Sequence[Record]) -> Caps:
     on_gpu = any(record.gpu is not None for record in baselines)
     seconds = [record.seconds for record in baselines]
     known = [record.compute_seconds for record in baselines if record.compute_seconds is not None]
+    if len(baselines) < task.judge.baselines:
+        known = []  # a baseline is trusted, and what others are charged against
     return Caps(
         train=task.budget.seconds * OVERRUN
         if task.budget.seconds is not None

@@ -107,9 +107,13 @@ def test_caps_follow_the_median_baseline(task: Task) -> None:
     found = caps(task, [baseline(0, 40.0), baseline(1, 50.0), baseline(2, 90.0)])
 
     assert found.reference == used(50.0)
-    assert found.of("train").cpu_seconds == 1.25 * 50.0 + 0.5
-    assert found.of("audit", times=2.0).cpu_seconds == 2 * (1.25 * 10.0 + 0.5)
+    assert found.of("train").cpu_seconds == 1.25 * 50.0 + 5.0
+    assert found.of("audit", times=2.0).cpu_seconds == 2 * (1.25 * 10.0 + 5.0)
     assert (found.train, found.claim, found.audit) == (4 * 21.0 + 10, 18.0, 26.0)
+
+
+def test_a_baseline_is_not_charged_by_another(task: Task) -> None:
+    assert caps(task, [baseline(0, 40.0), baseline(1, 50.0)]).reference is None
 
 
 def test_claim_and_audit_are_tight_on_a_gpu(task: Task) -> None:

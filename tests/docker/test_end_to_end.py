@@ -132,14 +132,14 @@ def test_the_baseline_is_the_file_with_the_presets_constants(task: Task) -> None
     records = task.json("log")
 
     assert [(record["trial"], record["verdict"]) for record in records] == [(0, "baseline"), (1, "baseline"), (2, "baseline")]
-    assert [record["seed"] for record in records] == [100_000, 100_001, 100_002]
+    assert [record["seed"] for record in records] == [100_000, 100_004, 100_008]
     assert len({record["val_bpb"] for record in records}) == 3
     assert all(1.5 < record["val_bpb"] < 3 for record in records)
     assert all(record["score_level"] == "audited" for record in records)
     assert all(record["audit"]["k"] == 4 * 128 and abs(record["audit"]["correction"]) < 1e-6 for record in records)
     assert all(0 < record["audit"]["detectable_gain"] < 0.05 for record in records)
     assert all(set(record["compute_seconds"]) == {"train", "claim", "audit"} for record in records)
-    assert all(record["charge"] is None for record in records[:1])
+    assert all(record["charge"] is None for record in records)  # they are what others are charged against
     assert records[0]["steps"] == 20
     assert 100_000 < records[0]["params"] < 1_000_000
     assert records[0]["tokens"] > 0
@@ -237,7 +237,7 @@ def test_validation_text_is_nowhere_in_a_train_container(task: Task, prepared: P
 
     def needles(split: Any) -> tuple[list[bytes], list[bytes]]:
         rows = prepared.rows(split)
-        some = rows[np.linspace(0, len(rows) - 1, 11).astype(int)]
+        some = rows[np.linspace(0, len(rows) - 1, 8).astype(int)]
         # The text repeats itself here and there; what training rightly holds too proves nothing.
         some = [row for row in some if (row[20:50].tobytes() in train) is (split == "train")]
         ranks = json.loads((prepared.path / "prepare" / "tokenizer.json").read_text())["ranks"]
@@ -349,7 +349,7 @@ def test_the_tuner_and_a_replay_propose(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "proposals.jsonl"
     proposals = [
         {"idea": "a patch of something else", "patch": "--- a/x\n+++ b/x\n@@ -1,1 +1,1 @@\n-nothing like it\n+other\n"},
-        {"idea": "less momentum", "constants": {"MOMENTUM": 0.9}},
+        {"idea": "less momentum", "constants": {"MOMENTUM": 0.8}},
     ]
     path.write_text("".join(json.dumps(proposal) + "\n" for proposal in proposals))
     refused, replayed = task.json("run", "--agent", "replay", "--proposals", str(path))
@@ -358,7 +358,7 @@ def test_the_tuner_and_a_replay_propose(task: Task, tmp_path: Path) -> None:
     assert "->" in tuned["idea"]
     assert (refused["agent"], refused["verdict"], refused["ending"], refused["commit"]) == ("replay", "invalid", None, None)
     assert (replayed["agent"], replayed["ending"], replayed["idea"]) == ("replay", "finished", "less momentum")
-    assert "+MOMENTUM = 0.9 " in task.call("show", str(replayed["trial"]))
+    assert "+MOMENTUM = 0.8 " in task.call("show", str(replayed["trial"]))
     folder = task.folder / ".autoresearch" / "t"
     assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
     assert len((folder / "results.tsv").read_text().splitlines()) == len(task.json("log")) + 1
