@@ -531,9 +531,11 @@ class Final:
         if of_baseline:
             searched = [record for record in self._run.records if record.verdict is Verdict.BASELINE]
             return caps(self._run.task, [_longer(record, longer) for record in searched])
+        task, known = self._run.task, self._baselines().values()
+        # All baselines that there will be are there by now, however many the search had.
+        task = replace(task, judge=replace(task.judge, baselines=len(known)))
         return caps(
-            self._run.task,
-            [replace(self._line[0], seconds=one.seconds, compute_seconds=one.compute_seconds) for one in self._baselines().values()],
+            task, [replace(self._line[0], seconds=one.seconds, compute_seconds=one.compute_seconds) for one in known]
         )
 
     def _baselines(self) -> dict[Which, Measurement]:

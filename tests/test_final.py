@@ -518,7 +518,10 @@ def test_asked_to_stop_it_ends_after_the_measurement(make: Callable[..., Bench])
     assert not (bench.folder / "stop").exists()
 
 
-def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_report(make: Callable[..., Bench]) -> None:
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_report(
+    make: Callable[..., Bench], repeats: int
+) -> None:
     bench = make("SCORE = 1.5\n")
     seen = []
 
@@ -528,13 +531,13 @@ def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_repo
             found = super().measure(trial, folder, **words)
             return replace(found, seconds=replace(found.seconds, claim=7.0))
 
-    with bench.final() as final:
+    with bench.final(repeats) as final:
         final.measure(Noting(), bench.watch, longer=3.0)
 
     # Of the search 1 s for a claim; three times the rows, and the usual room.
-    assert [caps.claim for caps, _ in seen] == [4 * 3 + 10, 4 * 3 + 10, 4 * 7 + 10, 4 * 7 + 10]
-    assert [caps.reference is None for caps, _ in seen] == [True, True, False, False]
-    assert [count for _, count in seen] == [0, 1, 2, 2]
+    assert [caps.claim for caps, _ in seen] == [4 * 3 + 10] * repeats + [4 * 7 + 10] * repeats
+    assert [caps.reference is None for caps, _ in seen] == [True] * repeats + [False] * repeats
+    assert [count for _, count in seen] == [*range(repeats), *[repeats] * repeats]
 
 
 def test_what_is_of_no_more_use_does_not_stay(make: Callable[..., Bench]) -> None:
