@@ -27,6 +27,7 @@ import numpy.typing as npt
 import structlog
 
 from runner import evidence, verdicts
+from runner.compute import typical
 from runner.durable import write_durably
 from runner.errors import BaselineError, EngineError, UsageError
 from runner.judge import Rule, Sample
@@ -523,20 +524,24 @@ class Final:
         self.finals.apply({"event": event, **fields})
 
     def _caps(self, longer: float, *, of_baseline: bool) -> Caps:
-        """For the others from the baseline's measurements here: the same rows, the same day.
+        """For the others from the baseline's measurements here: the same rows.
 
         For those themselves from the search's, as far as time goes: they are what computation is compared with.  `longer`:
         how many rows there are for one of validation, if more.
         """
+        searched = [record for record in self._run.records if record.verdict is Verdict.BASELINE]
         if of_baseline:
-            searched = [record for record in self._run.records if record.verdict is Verdict.BASELINE]
             return caps(self._run.task, [_longer(record, longer) for record in searched])
-        task, known = self._run.task, self._baselines().values()
+        task, known = self._run.task, list(self._baselines().values())
         # All baselines that there will be are there by now, however many the search had.
         task = replace(task, judge=replace(task.judge, baselines=len(known)))
-        return caps(
-            task, [replace(self._line[0], seconds=one.seconds, compute_seconds=one.compute_seconds) for one in known]
-        )
+        here = [replace(self._line[0], seconds=one.seconds, compute_seconds=one.compute_seconds) for one in known]
+        found = caps(task, here)
+        # Training is the same work in search and report, so the search's baselines speak too.
+        every = typical([one.compute_seconds for one in (*here, *searched) if one.compute_seconds is not None])
+        if found.reference is None or every is None:
+            return found
+        return replace(found, reference=replace(found.reference, train=every.train))
 
     def _baselines(self) -> dict[Which, Measurement]:
         """The baseline's measurements that have a score."""

@@ -49,7 +49,7 @@ from runner.report.final import FinalView, announcement, final_json, print_final
 from runner.resources import resource
 from runner.run import SEEDS_PER_RUN, SEEDS_PER_TRIAL, Run
 from runner.settings import JudgeOptions
-from runner.trial import Ending, Measured, PhaseImages, Progress, Record, Seconds, TrialSpec, Verdict
+from runner.trial import Compute, Ending, Measured, PhaseImages, Progress, Record, Seconds, TrialSpec, Verdict
 from runner.trial import Result as ContainerResult
 from runner.tried import OPEN
 from runner.verdicts import rule_of
@@ -204,7 +204,7 @@ def test_half_of_what_was_reported_is_called_half(rule: Rule) -> None:
     half = student(Z90, 7) * result.noise.sigma
     assert champion.gain_interval == pytest.approx((0.05 - half, 0.05 + half))
     assert champion.real_interval == pytest.approx((0.5 - 10 * half, 0.5 + 10 * half))
-    assert "50% of the reported gain is real" in sentence(result)
+    assert "50 % of the reported gain is real" in sentence(result)
 
 
 def test_what_is_charged_counts_here_too(rule: Rule) -> None:
@@ -269,7 +269,7 @@ def test_more_is_better_where_it_is(rule: Rule) -> None:
     result = result_of(replace(rule, maximise=True), records, finals_of({BASE: [0.5, 0.5], SECOND: [0.6, 0.6]}), split=None)
 
     assert [result.line[-1].val_gain, result.line[-1].gain] == pytest.approx([0.2, 0.1])
-    assert "50% of the reported gain is real" in sentence(result)
+    assert "50 % of the reported gain is real" in sentence(result)
     assert "own evaluation" in sentence(result)
 
 
@@ -529,7 +529,8 @@ def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_repo
         def measure(self, trial: int, folder: Path, **words: Any) -> Measurement:
             seen.append((words["caps"], len(words["references"])))
             found = super().measure(trial, folder, **words)
-            return replace(found, seconds=replace(found.seconds, claim=7.0))
+            used = Compute(train=3.0, claim=0.25, audit=1.0)
+            return replace(found, seconds=replace(found.seconds, claim=7.0), compute_seconds=used)
 
     with bench.final(repeats) as final:
         final.measure(Noting(), bench.watch, longer=3.0)
@@ -538,6 +539,9 @@ def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_repo
     assert [caps.claim for caps, _ in seen] == [4 * 3 + 10] * repeats + [4 * 7 + 10] * repeats
     assert [caps.reference is None for caps, _ in seen] == [True] * repeats + [False] * repeats
     assert [count for _, count in seen] == [*range(repeats), *[repeats] * repeats]
+    # Training took 2 s in the search's two baselines and 3 s here; a claim 0.25 s here, whatever it took there.
+    median = 2.0 if repeats == 1 else 2.5 if repeats == 2 else 3.0
+    assert [(caps.reference.train, caps.reference.claim) for caps, _ in seen[repeats:]] == [(median, 0.25)] * repeats
 
 
 def test_what_is_of_no_more_use_does_not_stay(make: Callable[..., Bench]) -> None:

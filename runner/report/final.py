@@ -104,7 +104,7 @@ def sentence(result: Result) -> str:
         why = _failures(champion) or "the baseline gave none either"
         return f"{who} was reported {reported}. On fresh seeds it gave no score ({why}), so nothing shows that this is real."
     seeds = f"{scored} fresh seed{'' if scored == 1 else 's'}"
-    found = f"{who} was reported {reported}. With {seeds} and {where} it is {_better(champion.gain)}"
+    found = f"{who} was reported {reported}. With {seeds} {where} it is {_better(champion.gain)}"
     found += _lost(champion, scored)
     if champion.gain_interval is None:
         return f"{found}: one measurement cannot tell how much of that is noise."
@@ -117,7 +117,7 @@ def sentence(result: Result) -> str:
     if high < 0:
         return f"{found}: none of the reported gain is real."
     low, high = champion.real_interval
-    return f"{found}: {champion.real:.0%} of the reported gain is real ({low:.0%} to {high:.0%})."
+    return f"{found}: {_share(champion.real)} of the reported gain is real ({_share(low)} to {_share(high)})."
 
 
 def final_json(one: Finalist, result: Result) -> dict[str, Any]:
@@ -210,7 +210,6 @@ def _title(result: Result) -> str:
 
 
 def _cells(one: Finalist) -> list[str]:
-    real = _number(one.real, ".0%")
     return [
         str(one.trial),
         f"{one.val_bpb:.4f}",
@@ -220,7 +219,7 @@ def _cells(one: Finalist) -> list[str]:
         _number(one.gain, "+.4f"),
         _number(one.gain_se_seeds, ".4f"),
         _number(one.gain_se_rows, ".4f"),
-        real,
+        "" if one.real is None else _share(one.real),
         "; ".join(part for part in (plain(one.idea, 60), _failures(one), "kept after the split was spent" if one.kept_after else "") if part),
     ]
 
@@ -229,13 +228,13 @@ def _legend(result: Result) -> list[str]:
     interval = result.noise.interval
     between = "" if interval is None else f" (90 %: {interval[0]:.4f} to {interval[1]:.4f})"
     lines = [
-        f"Scores are means, of {result.repeats} fresh seeds here, with the charge for computation beyond the baseline's added.",
-        f"± is a standard error: seeds, from one measurement's ± {result.noise.sigma:.4f}{between}, by these repeats and the prior;",
+        "Scores are means, with the charge for computation beyond the baseline's added, in the search and on fresh seeds.",
+        f"± are standard errors. Seeds: one measurement is ± {result.noise.sigma:.4f}{between}, by these repeats and the prior.",
     ]
     if result.split:
         lines += [
-            f"rows, what other text of this kind and amount would give, by the differences of single rows. The {result.split}",
-            f"split is spent since {result.began}.",
+            "Rows: what other text of this kind and amount would give, by the differences of single rows.",
+            f"The {result.split} split is spent since {result.began}.",
         ]
     return lines
 
@@ -261,6 +260,10 @@ def _failures(one: Finalist) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
+
+
+def _share(part: float) -> str:
+    return f"{100 * part:.0f} %"
 
 
 def _duration(seconds: float) -> str:
