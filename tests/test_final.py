@@ -270,7 +270,7 @@ def test_more_is_better_where_it_is(rule: Rule) -> None:
 
     assert [result.line[-1].val_gain, result.line[-1].gain] == pytest.approx([0.2, 0.1])
     assert "50 % of the reported gain is real" in sentence(result)
-    assert "own evaluation" in sentence(result)
+    assert "own, unverified evaluation" in sentence(result)
 
 
 def test_a_broken_guard_is_no_score_but_the_baselines_are_not_asked(rule: Rule) -> None:

@@ -95,7 +95,7 @@ def sentence(result: Result) -> str:
     """How much of the champion's reported gain is real, in plain words."""
     champion = result.line[-1]
     who = f"The champion (trial {champion.trial}, commit {champion.commit[:10]})"
-    where = f"on the locked {result.split} split" if result.split else "on the task's own evaluation"
+    where = f"on the locked {result.split} split" if result.split else "on the task's own, unverified evaluation"
     reported = _reported(champion, result)
     if not champion.fresh:
         return f"{who} was reported {reported}; it was not measured on fresh seeds yet."
@@ -228,7 +228,8 @@ def _legend(result: Result) -> list[str]:
     interval = result.noise.interval
     between = "" if interval is None else f" (90 %: {interval[0]:.4f} to {interval[1]:.4f})"
     lines = [
-        "Scores are means, with the charge for computation beyond the baseline's added, in the search and on fresh seeds.",
+        "Scores are means, in the search and on fresh seeds"
+        + (", with the charge for computation beyond the baseline's added." if result.split else "."),
         f"± are standard errors. Seeds: one measurement is ± {result.noise.sigma:.4f}{between}, by these repeats and the prior.",
     ]
     if result.split:
