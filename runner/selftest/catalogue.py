@@ -30,7 +30,7 @@ GUARD = '\nif __name__ == "__main__":\n'
 REFUSED = "refused"
 """As an honest ending: no container was spent on the proposal."""
 _BLOB_BYTES, _GROWN_BYTES = 30_000, 200_000
-_TEXT_CHARACTERS, _IDS = 3000, 800
+_TEXT_CHARACTERS, _IDS = 2000, 400
 
 
 @dataclass(frozen=True, kw_only=True)
