@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections import Counter
 
 TEXT_UNIT = 3
 """So many characters of a string count as much as a node: code that hides in a string is not gone."""
+NEW_BYTES = 256
+"""More new constants than this are no simplification, whatever else is gone."""
+LONG_NAME = 40
+RUN_TEXT = frozenset({"exec", "eval", "compile", "__import__", "import_module", "exec_module", "loads", "marshal"})
+"""What turns data into code."""
 
 
 def code_size(source: str) -> int | None:
@@ -32,9 +38,38 @@ def code_size(source: str) -> int | None:
 
 
 def smaller_by(source: str, than: str) -> float:
-    """Which part of the code of `than` is not in `source`: 0.1 for a tenth less, negative for more; 0 if unknown."""
+    """Which part of the code of `than` is not in `source`: 0.1 for a tenth less, negative for more; 0 if unknown.
+
+    Also 0 if `source` brings text, numbers or names that code could hide in, or runs text as code where `than` does not.
+    """
     size, before = code_size(source), code_size(than)
-    return 0.0 if size is None or not before else 1 - size / before
+    if size is None or not before:
+        return 0.0
+    carried, runs = _carriers(source)
+    carried_before, runs_before = _carriers(than)
+    if sum(len(text) * count for text, count in (carried - carried_before).items()) > NEW_BYTES or runs - runs_before:
+        return 0.0
+    return 1 - size / before
+
+
+def _carriers(source: str) -> tuple[Counter[str], Counter[str]]:
+    """Constants and long names of a source that parses, as text; and its calls that run text as code."""
+    carried: Counter[str] = Counter()
+    runs: Counter[str] = Counter()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Constant(value=int(number)):
+                carried[f"{number:x}"] += 1
+            case ast.Constant(value=str() | bytes() as text):
+                carried[repr(text)] += 1
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name):
+                if name in RUN_TEXT:
+                    runs[name] += 1
+                if len(name) > LONG_NAME:
+                    carried[name] += 1
+            case _:
+                pass
+    return carried, runs
 
 
 def _is_idle(node: ast.AST) -> bool:

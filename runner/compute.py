@@ -1,12 +1,12 @@
 """Pure: how much a trial computed, what more than the baselines' costs it, and where it is stopped.
 
-A budget in steps does not bound what happens in a step, and time in claim and audit is time to train on.  So what each
-phase uses after its gate is measured: processor seconds of the container where the budget is in steps, seconds on the wall
-where it is in seconds.  What exceeds the baselines' median is charged in bits per byte, at the rate that twice the
-computation of a training is worth; far beyond it a trial is stopped.
+A budget in steps does not bound what happens in a step, start-up has the image's own files to learn from, and time in claim
+and audit is time to train on.  So what each phase uses from its start to its exit is measured: processor seconds of the
+container where the budget is in steps, seconds on the wall where it is in seconds.  What exceeds the baselines' median is
+charged in bits per byte, at the rate that twice the computation of a training is worth; far beyond it a trial is stopped.
 
-Training goes on beyond its end only if claim and audit both do the same, or their answers disagree.  So of the two the
-smaller excess counts.
+Of claim and audit the claim is charged: training that goes on there has to go on in both, or their answers disagree, and the
+audit could save what it spends by answering for its cuts alone.
 """
 
 from __future__ import annotations
@@ -76,28 +76,27 @@ def typical(known: Sequence[Compute]) -> Compute | None:
     """The median of each phase; None of nothing."""
     if not known:
         return None
-    phases = ("train", "claim", "audit")
-    return Compute(**{phase: statistics.median([getattr(one, phase) for one in known]) for phase in phases})
+    parts = ("train", "claim", "audit", "training")
+    return Compute(**{part: statistics.median([getattr(one, part) for one in known]) for part in parts})
 
 
 def computed(budget: Budget, *, train: Result, claim: Result, audit: Result) -> Compute | None:
-    """What the phases used after their gates; None if the engine could not tell."""
-    used = [one.seconds if budget.seconds is not None else one.cpu_seconds for one in (train, claim, audit)]
-    if None in used:
+    """What the phases used; None if the engine could not tell."""
+    if budget.seconds is not None:
+        wall = [one.startup_seconds + one.seconds for one in (train, claim, audit)]
+        return Compute(train=wall[0], claim=wall[1], audit=wall[2], training=train.seconds)
+    used = [one.cpu_seconds for one in (train, claim, audit)]
+    if used[0] is None or used[1] is None or used[2] is None or train.startup_cpu_seconds is None:
         return None
-    return Compute(train=used[0] or 0.0, claim=used[1] or 0.0, audit=used[2] or 0.0)
+    return Compute(train=used[0], claim=used[1], audit=used[2], training=used[0] - train.startup_cpu_seconds)
 
 
 def charge(budget: Budget, used: Compute | None, reference: Compute | None) -> float | None:
     """Bits per byte for what was `used` beyond the `reference`; None if either is unknown."""
-    if used is None or reference is None or reference.train <= 0:
+    if used is None or reference is None or reference.training <= 0:
         return None
-
-    def excess(phase: str) -> float:
-        """Beyond the reference, as a part of a training."""
-        return max(0.0, float(getattr(used, phase)) - float(getattr(reference, phase))) / reference.train
-
-    part = excess("train") + min(excess("claim"), excess("audit"))
+    excess = max(0.0, used.train - reference.train) + max(0.0, used.claim - reference.claim)
+    part = excess / reference.training
     return budget.bpb_per_doubling * max(0.0, math.log2((1 + part) / (1 + budget.tolerance)))
 
 

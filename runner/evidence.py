@@ -51,18 +51,26 @@ def reference(folders: list[Path]) -> npt.NDArray[np.float32] | None:
     return (total / len(claims)).astype(np.float32)
 
 
-def entropy(folder: Path, number: int) -> int:
+def entropy(folder: Path, number: int) -> int | None:
     """128 bits of the operating system's randomness for audit `number`, the same each time that one is asked for.
 
-    They are recorded beside the digests of what they will be used on.  Raises `StateError`.
+    They are recorded beside the digests of what they will be used on.  None if they were drawn for another claim or
+    checkpoint: a model that was trained again after an engine failed must be the same, or its luck could be drawn twice.
+    Raises `StateError`.
     """
     path = folder / ENTROPY
     known = json.loads(path.read_text()) if path.exists() else {}
-    if str(number) not in known:
-        digest = {name: file_sha256(folder / name) for name in (CLAIM, "checkpoint.safetensors")}
-        known[str(number)] = {"entropy": f"{secrets.randbits(128):032x}", "sha256": digest}
+    digests = {name: file_sha256(folder / name) for name in (CLAIM, "checkpoint.safetensors")}
+    drawn = known.get(str(number))
+    if drawn is None:
+        drawn = known[str(number)] = {"entropy": f"{secrets.randbits(128):032x}", "sha256": digests}
         write_durably(path, json.dumps(known).encode())
-    return int(known[str(number)]["entropy"], 16)
+    return int(drawn["entropy"], 16) if drawn["sha256"] == digests else None
+
+
+def forget_draws(folder: Path) -> None:
+    """So that the next ones are drawn anew."""
+    (folder / ENTROPY).unlink(missing_ok=True)
 
 
 def save_audit(folder: Path, number: int, draw: Draw, answers: Answers) -> None:

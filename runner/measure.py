@@ -17,7 +17,7 @@ import numpy.typing as npt
 from runner import audit, evidence, score
 from runner.audit import Draw
 from runner.compute import Caps, caps, charge, computed, slack
-from runner.errors import DataError
+from runner.errors import DataError, EngineError
 from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place, question
 from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
@@ -28,7 +28,7 @@ from runner.trial import AuditFacts, Compute, Ending, Progress, Result, Seconds,
 __all__ = ["CHECKPOINT", "Caps", "Measurement", "Measurer", "Place", "caps"]
 
 SECOND_LOOK_ROUNDS = 2
-"""Rounds of the audit that decides after a first one that an honest model may have failed by its arithmetic."""
+"""Rounds at least of the audit that decides after one that an honest model may have failed by its arithmetic."""
 
 Claim = npt.NDArray[np.float32]
 Answers = npt.NDArray[np.float64]
@@ -155,8 +155,11 @@ class Measurer:
         number = len(evidence.audits(folder)[0]) + 1
         rounds = self._task.score.confirm_rounds
         asked = self._ask(work, claim, reference, number=number, rounds=rounds)
+        if asked is None:
+            return _another_model(measured)
         measured = _with_audit(measured, asked.result)
-        return self._concluded(work, measured, claim, reference, asked, number)
+        # One second look for each measurement: if there was one already, this audit is the last word.
+        return self._concluded(work, measured, claim, reference, asked, number, last=number > 2)
 
     # -- claim -------------------------------------------------------------------------------------
 
@@ -190,12 +193,19 @@ class Measurer:
         assert claim is not None
         reference = evidence.reference(list(references))
         asked = self._ask(work, claim, reference, number=1, rounds=self._task.score.audit_rounds)
+        if asked is None:
+            return _another_model(measured)
         measured = _with_audit(measured, asked.result)
         used = computed(self._task.budget, train=train, claim=claimed, audit=asked.result)
+        if used is None and asked.result.ending is Ending.FINISHED and work.caps.reference is None:
+            message = "the engine does not say how many processor seconds a container used: a budget in steps needs that"
+            raise EngineError(message)
+        unknown = used is None and work.caps.reference is not None
         measured = replace(
             measured,
             compute_seconds=used,
             charge=charge(self._task.budget, used, work.caps.reference),
+            guards_broken="how much it computed could not be measured, so it cannot be compared" if unknown else None,
         )
         return self._concluded(work, measured, claim, reference, asked, 1)
 
@@ -207,8 +217,10 @@ class Measurer:
         reference: Claim | None,
         asked: _Asked,
         number: int,
+        *,
+        last: bool = False,
     ) -> Measurement:
-        """The score if the answers agree with the claim, else the ending that says why not."""
+        """The score if the answers agree with the claim, else the ending that says why not; `last`: at this look."""
         if asked.answers is None:
             failed = asked.result
             return replace(
@@ -220,8 +232,13 @@ class Measurer:
                 log_path=failed.log_path,
             )
         found = audit.agree(claim, [asked.draw], [asked.answers], self._tolerance)
-        if not found.ok and found.recheck:
-            asked = self._ask(work, claim, reference, number=number + 1, rounds=SECOND_LOOK_ROUNDS)
+        if not found.ok and found.recheck and not last:
+            # As many rounds as failed at least, or a second look would be a cheap second chance.
+            rounds = max(SECOND_LOOK_ROUNDS, len(asked.draw.cuts))
+            again = self._ask(work, claim, reference, number=number + 1, rounds=rounds)
+            if again is None:
+                return _another_model(measured)
+            asked = again
             measured = _with_audit(measured, asked.result)
             if asked.answers is None:
                 return replace(measured, ending=asked.result.ending, reason=f"audit: {asked.result.reason}", val_bpb=None)
@@ -259,9 +276,19 @@ class Measurer:
 
     def _ask(
         self, work: _Work, claim: Claim, reference: Claim | None, *, number: int, rounds: int
-    ) -> _Asked:
-        """Draw, ask in a fresh container, and keep the answers as audit `number`."""
-        random = np.random.default_rng(evidence.entropy(work.folder, number))
+    ) -> _Asked | None:
+        """Draw, ask in a fresh container, and keep the answers as audit `number`.
+
+        None: the draw was made for another model, before an engine failed, and there is no second one.  The baselines,
+        which are trusted, are drawn for anew.
+        """
+        entropy = evidence.entropy(work.folder, number)
+        if entropy is None and work.caps.reference is None:
+            evidence.forget_draws(work.folder)
+            entropy = evidence.entropy(work.folder, number)
+        if entropy is None:
+            return None
+        random = np.random.default_rng(entropy)
         draw = audit.draw(claim, self._lengths() > 0, reference, rounds=rounds, rng=random)
         times = max(1.0, rounds / self._task.score.audit_rounds)
         asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", times=times))
@@ -401,6 +428,11 @@ def _after_train(train: Result) -> Measurement:
         return replace(measured, params=score.count_parameters(checkpoint))
     except score.RefusedCheckpointError as error:
         return replace(measured, ending=Ending.INVALID_OUTPUT, reason=f"train: {CHECKPOINT}: {error}")
+
+
+def _another_model(measured: Measurement) -> Measurement:
+    reason = "audit: trained again after the engine failed it is another model, and the draw was made for the first one"
+    return replace(measured, ending=Ending.NOT_REPRODUCED, reason=reason, val_bpb=None, score_level=None)
 
 
 def _with(measured: Measurement, result: Result) -> Measurement:

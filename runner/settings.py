@@ -124,9 +124,9 @@ class ScoreOptions:
     """`audited`: bits per byte, measured from outside; `reported`: a number that the task's own command prints."""
     batch_rows: int = key(16, low=1, high=65_536)
     """Audited: validation rows that the model is given at once."""
-    audit_rounds: int = key(4, low=1, high=64)
+    audit_rounds: int = key(4, low=1, high=32)
     """Audited: how often every validation row is asked about before a score is believed."""
-    confirm_rounds: int = key(4, low=1, high=64)
+    confirm_rounds: int = key(4, low=1, high=32)
     """Audited: how often once more before a keep."""
     command: tuple[str, ...] | None = key(None, read=_command)
     """Reported: what is run in the container, in the task's folder."""

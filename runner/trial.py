@@ -98,11 +98,13 @@ class AuditFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """What each phase used after its gate: processor seconds for a budget in steps, wall seconds for one in seconds."""
+    """What each phase used, start-up included: processor seconds for a budget in steps, wall seconds for one in seconds."""
 
     train: float
     claim: float
     audit: float
+    training: float
+    """Of `train`, what came after the gate: the unit of the charge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +127,7 @@ class Limits:
     seconds: float
     """Cap on the time from the gate to the exit of the container."""
     cpu_seconds: float | None = None
-    """Cap on the processor seconds of everything in the container, gate to exit; None: no cap but the wall's."""
+    """Cap on the processor seconds of everything in the container, start to exit; None: no cap but the wall's."""
     kill_seconds: float = 10.0
     """How long killing and removing may take before the engine is called broken."""
 
@@ -233,7 +235,9 @@ class Result:
     log_path: Path | None = None
     peak_memory_bytes: int | None = None
     cpu_seconds: float | None = None
-    """Processor seconds of everything in the container, gate to exit, as the kernel counts them; None if unknown."""
+    """Processor seconds of everything in the container, start to exit, as the kernel counts them; None if unknown."""
+    startup_cpu_seconds: float | None = None
+    """Of these, what came before the gate."""
 
     def output(self, name: str) -> Path | None:
         """The host path of the output called `name`, or None if it was not given back."""

@@ -48,3 +48,21 @@ def test_what_does_not_parse_is_not_smaller(odd: str) -> None:
     assert code_size(odd) is None
     assert smaller_by(odd, CODE) == 0
     assert smaller_by(CODE, odd) == 0
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "import zlib\nexec(zlib.decompress(({0}).to_bytes(900, 'big')))",
+        "exec('''{0}''')",
+        "x = {0}",
+        "x = b'{0}'",
+        "x = '{0}'",
+        "x{0} = 1",
+        "import importlib\nimportlib.import_module('x')",
+    ],
+)
+def test_code_that_hides_is_not_gone(hidden: str) -> None:
+    before = "\n".join(f"x{number} = {number} + {number}" for number in range(400))
+    assert smaller_by("x = 1", before) > 0.9
+    assert smaller_by(hidden.format("7" * 900), before) == 0

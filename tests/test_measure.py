@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from runner import evidence
+from runner.errors import EngineError
 from runner.measure import Caps, Measurement, Measurer
 from runner.phases import Place, handed_out, question
 from runner.prepare import Prepared, load
@@ -93,6 +94,7 @@ class ModelSandbox:
             outputs=tuple((name, destination / name) for name in names),
             peak_memory_bytes=1 << 29,
             cpu_seconds=self.cpu[spec.phase],
+            startup_cpu_seconds=0.0,
         )
 
     def reap(self, labels: dict[str, str]) -> int:
@@ -336,7 +338,7 @@ def test_noise_that_an_honest_model_may_have_is_looked_at_once_more(bench: Bench
 
     assert found.ending is Ending.FINISHED
     assert found.audit is not None
-    assert found.audit.rounds == bench.task.score.audit_rounds + 2
+    assert found.audit.rounds == 2 * bench.task.score.audit_rounds
     assert [phase for phase, _ in bench.created].count("audit") == 2
 
 
@@ -445,13 +447,52 @@ def test_computation_beyond_the_baselines_is_charged(bench: Bench) -> None:
     caps = Caps(train=60.0, claim=60.0, audit=60.0, reference=base, counts_cpu=True)
     same = bench.measure(ModelSandbox(), "same", caps)
     more = bench.measure(ModelSandbox(cpu={"train": 20.0, "claim": 1.0, "audit": 2.0}), "more", caps)
-    later = bench.measure(ModelSandbox(cpu={"train": 10.0, "claim": 6.0, "audit": 7.0}), "later", caps)
+    later = bench.measure(ModelSandbox(cpu={"train": 10.0, "claim": 6.0, "audit": 1.0}), "later", caps)
 
     assert same.charge == 0
     budget = bench.task.budget
     assert more.charge == pytest.approx(budget.bpb_per_doubling * math.log2(2 / (1 + budget.tolerance)))
     assert later.charge == pytest.approx(budget.bpb_per_doubling * math.log2(1.5 / (1 + budget.tolerance)))
     assert same.slack == pytest.approx(budget.bpb_per_doubling * math.log2(1 + budget.tolerance))
+
+
+def test_computation_that_could_not_be_measured_keeps_nothing(bench: Bench) -> None:
+    class Silent(ModelSandbox):
+        def run(self, spec: TrialSpec, destination: Path, **words: object) -> Result:
+            return replace(super().run(spec, destination, **words), cpu_seconds=None)  # type: ignore[arg-type]
+
+    with pytest.raises(EngineError, match="processor seconds"):
+        bench.measure(Silent(), "base")
+    base = bench.measure(ModelSandbox(), "known").compute_seconds
+    caps = Caps(train=60.0, claim=60.0, audit=60.0, reference=base, counts_cpu=True)
+    found = bench.measure(Silent(), "silent", caps)
+
+    assert found.charge is None
+    assert found.guards_broken is not None
+    assert "could not be measured" in found.guards_broken
+
+
+def test_a_draw_is_not_used_on_another_model(bench: Bench) -> None:
+    """An engine that failed under its audit is no way to draw training luck, or lies, again."""
+
+    class Failing(ModelSandbox):
+        def run(self, spec: TrialSpec, destination: Path, **words: object) -> Result:
+            if spec.phase == "audit":
+                raise ConnectionError
+            return super().run(spec, destination, **words)  # type: ignore[arg-type]
+
+    base = bench.measure(ModelSandbox(), "base").compute_seconds
+    caps = Caps(train=60.0, claim=60.0, audit=60.0, reference=base, counts_cpu=True)
+    with pytest.raises(ConnectionError):
+        bench.measure(Failing(), "candidate", caps)
+    found = bench.measure(ModelSandbox(checkpoint=safetensors(8)), "candidate", caps)
+    with pytest.raises(ConnectionError):
+        bench.measure(Failing(), "baseline")
+    trusted = bench.measure(ModelSandbox(checkpoint=safetensors(8)), "baseline")
+
+    assert found.ending is Ending.NOT_REPRODUCED
+    assert "another model" in found.reason
+    assert trusted.ending is Ending.FINISHED
 
 
 def test_the_reference_is_the_mean_of_the_baselines(bench: Bench) -> None:

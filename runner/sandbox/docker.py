@@ -112,6 +112,7 @@ class _Watch:
         self._destination, self._progress = destination, progress
         self._stopped: Stop | None = None
         self._started = self._gate = 0.0
+        self._cpu_at_gate: float | None = None
         self._told = 0
 
     def run(self, sampler: Sampler) -> Result:
@@ -127,7 +128,8 @@ class _Watch:
             self._held.close_gate()
             return replace(
                 self._result(state, ended, sampler.peak_memory),
-                cpu_seconds=meter.since_gate(ended) if self._gate else None,
+                cpu_seconds=meter.used(ended),
+                startup_cpu_seconds=self._cpu_at_gate,
             )
         finally:
             self._keep_log()
@@ -137,9 +139,11 @@ class _Watch:
         while self._state()["Running"]:
             if self._held.heard():
                 # The clock starts before the gate is open, never after.
+                self._cpu_at_gate = meter.read()
                 self._gate = time.monotonic()
-                meter.mark_gate()
                 self._held.open_gate()
+                return
+            if self._computed_too_much(meter):
                 return
             self._tell(sampler)
             if time.monotonic() - self._started > cap:
@@ -155,8 +159,7 @@ class _Watch:
             if left <= 0:
                 self._kill(Stop.BUDGET)
                 break
-            if (cap_cpu := self._spec.limits.cpu_seconds) is not None and (meter.since_gate() or 0.0) > cap_cpu:
-                self._kill(Stop.COMPUTE)
+            if self._computed_too_much(meter):
                 break
             self._tell(sampler)
             time.sleep(min(POLL_SECONDS, left))
@@ -164,6 +167,14 @@ class _Watch:
         if ended - self._gate > cap + LATE_SECONDS:
             self._stopped = Stop.BUDGET
         return ended
+
+    def _computed_too_much(self, meter: CpuMeter) -> bool:
+        """Kills what has used more processor seconds than it may."""
+        cap = self._spec.limits.cpu_seconds
+        if cap is None or (meter.used() or 0.0) <= cap:
+            return False
+        self._kill(Stop.COMPUTE)
+        return True
 
     def _tell(self, sampler: Sampler) -> None:
         if sampler.samples == self._told:

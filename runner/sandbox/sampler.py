@@ -44,7 +44,6 @@ class CpuMeter:
         self._clock, self._cpus = clock, cpus
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="cpu meter", daemon=True)
-        self._at_gate: float | None = None
         self._last: tuple[float, float] | None = None
 
     def __enter__(self) -> Self:
@@ -57,23 +56,24 @@ class CpuMeter:
         self._over.set()
         self._thread.join()
 
-    def mark_gate(self) -> None:
-        """The gate opens now: what was used so far does not count."""
-        self._at_gate = self._clock.read()
-
-    def since_gate(self, ended: float | None = None) -> float | None:
-        """Processor seconds since the gate, up to `ended` (monotonic) if the container is gone; None if unknown."""
-        if self._at_gate is None or self._last is None:
+    def used(self, ended: float | None = None) -> float | None:
+        """Processor seconds so far, up to `ended` (monotonic) if the container is gone; None if nothing could be read."""
+        if self._last is None:
             return None
         at, used = self._last
         gap = 0.0 if ended is None or self._clock.direct else max(ended - at, 0.0) * self._cpus
-        return max(used - self._at_gate, 0.0) + gap
+        return used + gap
+
+    def read(self) -> float | None:
+        """Processor seconds now."""
+        used = self._clock.read()
+        if used is not None:
+            self._last = time.monotonic(), used
+        return used
 
     def _loop(self) -> None:
         while not self._over.wait(self._clock.poll_seconds):
-            used = self._clock.read()
-            if used is not None:
-                self._last = time.monotonic(), used
+            self.read()
 
 
 class Sampler:

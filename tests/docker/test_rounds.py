@@ -129,7 +129,7 @@ wait("end")
     assert 1.0 <= result.cpu_seconds < 3.0
 
 
-def test_work_before_the_gate_is_not_counted(run: Run) -> None:
+def test_work_before_the_gate_is_counted_and_told_apart(run: Run) -> None:
     result = run(ANSWER + """
 end = time.process_time() + 1.5
 while time.process_time() < end: pass
@@ -141,7 +141,16 @@ wait("end")
 """)
 
     assert result.cpu_seconds is not None
-    assert result.cpu_seconds < 1.0
+    assert result.startup_cpu_seconds is not None
+    assert 1.5 <= result.startup_cpu_seconds < 2.5
+    assert 0 <= result.cpu_seconds - result.startup_cpu_seconds < 1.0
+
+
+def test_too_much_work_before_the_gate_ends_the_trial(run: Run) -> None:
+    result = run("while True: pass", cpu_seconds=0.5)
+
+    assert (result.ending, result.seconds) == (Ending.TIMED_OUT, 0.0)
+    assert "processor seconds" in result.reason
 
 
 def test_more_processor_seconds_than_allowed_end_the_trial(run: Run) -> None:
