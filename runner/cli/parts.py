@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -228,8 +228,10 @@ def reap_dead(sandbox: DockerSandbox, state: Path) -> int:
     """Remove what runs of this state folder left in the engine, but for those that a live runner holds."""
     removed = 0
     for folder in runs(state):
-        if not ledger.is_held(folder) and (header := ledger.read(folder).header) is not None:
-            removed += sandbox.reap({"autoresearch.run": header["id"]})
+        # One damaged journal must not keep every other run from starting.
+        with suppress(StateError):
+            if not ledger.is_held(folder) and (header := ledger.read(folder).header) is not None:
+                removed += sandbox.reap({"autoresearch.run": header["id"]})
     return removed
 
 
