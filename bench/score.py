@@ -129,7 +129,7 @@ def show(task: Task, costs: Sequence[Cost]) -> str:
         cells = [statistics.median(cost.phases[phase].steps[step] for cost in costs) for phase in phases]
         lines.append(f"  {step:<32}" + "".join(f"{cell:>10.3f}" for cell in cells))
     used = [statistics.median(cost.phases[phase].result.cpu_seconds or math.nan for cost in costs) for phase in phases]
-    lines += [f"  {'processor seconds of the work':<32}" + "".join(f"{cell:>10.3f}" for cell in used), ""]
+    lines += [f"  {'processors, start to exit':<32}" + "".join(f"{cell:>10.3f}" for cell in used), ""]
     rows: dict[str, Callable[[Cost], float]] = {
         "claim and audit, all of it": lambda cost: cost.added,
         "of it after the gates": lambda cost: cost.work("claim") + cost.work("audit"),
@@ -413,8 +413,8 @@ def show_bound(task: Task, known: Rates, found: Bound) -> str:
         "not measured: anything on a GPU with this network. The speed of the forward pass is one H200's with a smaller network,",
         "scaled by the weights that every token meets (attention's own products grow less); an H100 is taken to be as fast.",
         "Assumed: start-up (compilation on one H200), passes of the log-softmax, speeds to and from the GPU. Copies, containers and",
-        "arithmetic are this machine's, under the load shown, and a GPU's host is likely to be faster. A container that compiles",
-        "before its gate is charged nothing for that, but it takes the time.",
+        "arithmetic are this machine's, under the load shown, and a GPU's host is likely to be faster. Compiling as the baselines do is",
+        "charged to nobody, but it takes the time.",
     ]
     return "\n".join(lines)
 
