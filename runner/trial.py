@@ -98,13 +98,13 @@ class AuditFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """What each phase used, start-up included: processor seconds for a budget in steps, wall seconds for one in seconds."""
+    """What each phase used after its gate: processor seconds for a budget in steps, wall seconds for one in seconds."""
 
     train: float
     claim: float
     audit: float
-    training: float
-    """Of `train`, what came after the gate: the unit of the charge."""
+    startup: float
+    """Before the gates of training and claim."""
 
 
 @dataclass(frozen=True, kw_only=True)

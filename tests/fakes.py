@@ -233,7 +233,7 @@ class FakeMeasurer:
             score_level=self.level,
             charge=float(_said(source, "CHARGE", "0")) or None,
             slack=0.001,
-            compute_seconds=Compute(train=2.0, claim=0.5, audit=1.0, training=1.5),
+            compute_seconds=Compute(train=2.0, claim=0.5, audit=1.0, startup=1.5),
             audit=AuditFacts(
                 rounds=4,
                 k=20,

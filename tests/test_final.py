@@ -529,7 +529,7 @@ def test_other_measurements_are_limited_and_charged_by_the_baselines_of_the_repo
         def measure(self, trial: int, folder: Path, **words: Any) -> Measurement:
             seen.append((words["caps"], len(words["references"])))
             found = super().measure(trial, folder, **words)
-            used = Compute(train=3.0, claim=0.25, audit=1.0, training=3.0)
+            used = Compute(train=3.0, claim=0.25, audit=1.0, startup=1.0)
             return replace(found, seconds=replace(found.seconds, claim=7.0), compute_seconds=used)
 
     with bench.final(repeats) as final:

@@ -124,7 +124,7 @@ def test_what_a_record_holds(bench: Bench) -> None:
     assert record.sigma_interval[0] < 0.01 < record.sigma_interval[1]
     assert (record.score_level, record.seed, record.image, record.gpu) == ("audited", 300_008, "sha256:i", None)
     assert (record.steps, record.tokens, record.params, record.memory_gb) == (20, 500_000, 7, 0.5)
-    assert (record.seconds.startup, record.seconds.audit, record.seconds.total, record.compute_seconds) == (0.5, 0.5, 5.0, Compute(train=2.0, claim=0.5, audit=1.0, training=1.5))
+    assert (record.seconds.startup, record.seconds.audit, record.seconds.total, record.compute_seconds) == (0.5, 0.5, 5.0, Compute(train=2.0, claim=0.5, audit=1.0, startup=1.5))
     assert (record.summary, record.losses) == ((("num_steps", "20"),), ((1, 3.5), (20, 2.5)))
     assert record.measurements == (
         Measured(seed=300_008, val_bpb=1.5, standard_error=0.0, detectable=0.0, seconds=5.0, confirmed=True),

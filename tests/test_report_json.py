@@ -84,12 +84,12 @@ def test_what_a_verdict_rests_on_is_all_there() -> None:
         Measured(seed=9, val_bpb=None),
     )
     row = record_json(
-        record(3, charge=0.01, slack=0.002, compute_seconds=Compute(train=3.0, claim=1.0, audit=0.5, training=2.5), audit=facts,
+        record(3, charge=0.01, slack=0.002, compute_seconds=Compute(train=3.0, claim=1.0, audit=0.5, startup=2.5), audit=facts,
                sigma=0.003, sigma_interval=(0.002, 0.006), measurements=measurements)
     )  # fmt: skip
 
     assert (row["charge"], row["slack"], row["sigma_interval"]) == (0.01, 0.002, [0.002, 0.006])
-    assert row["compute_seconds"] == {"train": 3.0, "claim": 1.0, "audit": 0.5, "training": 2.5}
+    assert row["compute_seconds"] == {"train": 3.0, "claim": 1.0, "audit": 0.5, "startup": 2.5}
     assert (row["audit"]["k"], row["audit"]["detectable_gain"], row["audit"]["detectable_gain_informed"]) == (1744, 7e-4, 8e-3)
     assert row["measurements"] == [
         {"seed": 8, "val_bpb": 1.5, "charge": 0.01, "seconds": 20.0, "confirmed": True},
