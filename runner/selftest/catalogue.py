@@ -13,6 +13,7 @@ import json
 import random
 import tokenize
 import tomllib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,11 +172,26 @@ def grow(source: str) -> str:
     return insert(source, body)
 
 
+def number(champion: str) -> str:
+    """`champion` with its longest class compressed into a number that is run as code."""
+    tree = ast.parse(champion)
+    longest = max(
+        (node for node in tree.body if isinstance(node, ast.ClassDef)), key=lambda node: (node.end_lineno or 0) - node.lineno
+    )
+    lines = champion.splitlines(keepends=True)
+    first, last = longest.lineno - 1, longest.end_lineno or 0
+    packed = zlib.compress(ast.unparse(longest).encode(), 9)
+    value = int.from_bytes(packed, "big")
+    run = f"import zlib\n\nexec(zlib.decompress(({value:#x}).to_bytes({len(packed)}, 'big')))\n"
+    return "".join([*lines[:first], run, *lines[last:]])
+
+
 TRANSFORMS: Mapping[str, Callable[[str], str]] = {
     "respace": respace,
     "strip_comments": strip_comments,
     "drop_kernels": drop_kernels,
     "grow": grow,
+    "number": number,
 }
 
 # What only the host can write into an attack: what an agent that knows the corpus by heart might -------------------
