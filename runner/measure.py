@@ -15,23 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from runner import audit, evidence, score
-from runner.audit import Draw
+from runner.asking import Asked, Auditor, Claim, Work
 from runner.compute import Caps, caps, charge, computed, slack
-from runner.errors import DataError, EngineError
-from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place, question
+from runner.errors import EngineError
+from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place
 from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
 from runner.task import Task
 from runner.told import told_by
-from runner.trial import AuditFacts, Compute, Ending, Progress, Result, Seconds, TrialSpec
+from runner.trial import AuditFacts, Compute, Ending, Progress, Result, Seconds
 
 __all__ = ["CHECKPOINT", "Caps", "Measurement", "Measurer", "Place", "caps"]
 
 SECOND_LOOK_ROUNDS = 2
 """Rounds at least of the audit that decides after one that an honest model may have failed by its arithmetic."""
 
-Claim = npt.NDArray[np.float32]
-Answers = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float64]
 
 
@@ -62,16 +60,6 @@ class Measurement:
     """Which guard metrics are outside their bounds, in words: such a candidate is never kept."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """One audit's container and what came of it."""
-
-    result: Result
-    draw: Draw
-    answers: Answers | None
-    """Float64 [rounds, R], nats; None: there are none, the result says why."""
-
-
 class Measurer:
     """Measures candidates of one task on one place."""
 
@@ -82,6 +70,7 @@ class Measurer:
         self._sandbox, self._task, self._prepared, self._place = sandbox, task, prepared, place
         self._split: Split = split
         self._phases = Phases(task, prepared, place)
+        self._auditor = Auditor(self._phases, prepared, split, first_rounds=task.score.audit_rounds)
         self._tolerance = audit.TOLERANCES["cuda" if place.gpu else "cpu"]
 
     def on(self, split: Split) -> Measurer:
@@ -97,7 +86,7 @@ class Measurer:
         claim = evidence.load_claim(folder)
         if claim is None:
             return None
-        lengths = self._lengths()
+        lengths = self._auditor.lengths
         nats = claim.sum(axis=1, dtype=np.float64, where=lengths > 0)
         return np.stack([nats, lengths.sum(axis=1, dtype=np.float64)])
 
@@ -120,7 +109,7 @@ class Measurer:
         """
         for old in folder.glob("audit-*.npz"):  # of a measurement that was under way when the runner died
             old.unlink()
-        work = _Work(self._sandbox, trial, folder, seed, caps, created, progress)
+        work = Work(self._sandbox, trial, folder, seed, caps, created, progress)
         train = work.run("train", self._phases.train(trial, folder, seed=seed, cap=caps.of("train")))
         measured = replace(_after_train(train), seed=seed, slack=slack(self._task.budget))
         if measured.ending is not Ending.FINISHED:
@@ -148,13 +137,13 @@ class Measurer:
         An ending other than `finished` means that the score does not hold.  Raises what `measure` raises.
         """
         assert measured.seed is not None
-        work = _Work(self._sandbox, trial, folder, measured.seed, caps, created, progress)
+        work = Work(self._sandbox, trial, folder, measured.seed, caps, created, progress)
         claim = evidence.load_claim(folder)
         assert claim is not None
         reference = evidence.reference(list(references))
         number = len(evidence.audits(folder)[0]) + 1
         rounds = self._task.score.confirm_rounds
-        asked = self._ask(work, claim, reference, number=number, rounds=rounds)
+        asked = self._auditor.ask(work, claim, reference, number=number, rounds=rounds)
         if asked is None:
             return _another_model(measured)
         measured = _with_audit(measured, asked.result)
@@ -163,7 +152,7 @@ class Measurer:
 
     # -- claim -------------------------------------------------------------------------------------
 
-    def _claim(self, work: _Work, cap: Cap) -> tuple[Result, Claim | str]:
+    def _claim(self, work: Work, cap: Cap) -> tuple[Result, Claim | str]:
         """What the claim's container gave: float32 [R, T] in the data's own order, or why there is none."""
         count = self.row_count(self._split)
         order = score.shuffled(count, secrets.randbits(128))
@@ -187,12 +176,12 @@ class Measurer:
     # -- audit -------------------------------------------------------------------------------------
 
     def _audited(
-        self, work: _Work, measured: Measurement, references: Sequence[Path], *, train: Result, claimed: Result
+        self, work: Work, measured: Measurement, references: Sequence[Path], *, train: Result, claimed: Result
     ) -> Measurement:
         claim = evidence.load_claim(work.folder)
         assert claim is not None
         reference = evidence.reference(list(references))
-        asked = self._ask(work, claim, reference, number=1, rounds=self._task.score.audit_rounds)
+        asked = self._auditor.ask(work, claim, reference, number=1, rounds=self._task.score.audit_rounds)
         if asked is None:
             return _another_model(measured)
         measured = _with_audit(measured, asked.result)
@@ -211,11 +200,11 @@ class Measurer:
 
     def _concluded(
         self,
-        work: _Work,
+        work: Work,
         measured: Measurement,
         claim: Claim,
         reference: Claim | None,
-        asked: _Asked,
+        asked: Asked,
         number: int,
         *,
         last: bool = False,
@@ -235,7 +224,7 @@ class Measurer:
         if not found.ok and found.recheck and not last:
             # As many rounds as failed at least, or a second look would be a cheap second chance.
             rounds = max(SECOND_LOOK_ROUNDS, len(asked.draw.cuts))
-            again = self._ask(work, claim, reference, number=number + 1, rounds=rounds)
+            again = self._auditor.ask(work, claim, reference, number=number + 1, rounds=rounds)
             if again is None:
                 return _another_model(measured)
             asked = again
@@ -249,9 +238,9 @@ class Measurer:
         return self._scored(work, measured, claim, reference)
 
     def _scored(
-        self, work: _Work, measured: Measurement, claim: Claim, reference: Claim | None
+        self, work: Work, measured: Measurement, claim: Claim, reference: Claim | None
     ) -> Measurement:
-        lengths = self._lengths()
+        lengths = self._auditor.lengths
         countable, size = lengths > 0, int(lengths.sum(dtype=np.int64))
         draws, answers = evidence.audits(work.folder)
         found = audit.estimate(claim, countable, draws, answers, val_bytes=size)
@@ -274,76 +263,9 @@ class Measurer:
             ),
         )
 
-    def _ask(
-        self, work: _Work, claim: Claim, reference: Claim | None, *, number: int, rounds: int
-    ) -> _Asked | None:
-        """Draw, ask in a fresh container, and keep the answers as audit `number`.
-
-        None: the draw was made for another model, before an engine failed, and there is no second one.  The baselines,
-        which are trusted, are drawn for anew.
-        """
-        entropy = evidence.entropy(work.folder, number)
-        if entropy is None and work.caps.reference is None:
-            evidence.forget_draws(work.folder)
-            entropy = evidence.entropy(work.folder, number)
-        if entropy is None:
-            return None
-        random = np.random.default_rng(entropy)
-        draw = audit.draw(claim, self._lengths() > 0, reference, rounds=rounds, rng=random)
-        times = max(1.0, rounds / self._task.score.audit_rounds)
-        asked = self._put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", times=times))
-        if asked.answers is not None:
-            evidence.save_audit(work.folder, number, draw, asked.answers)
-        return asked
-
-    def _put(
-        self,
-        work: _Work,
-        draw: Draw,
-        random: np.random.Generator,
-        *,
-        name: str,
-        cap: Cap,
-        open_book: bool = False,
-    ) -> _Asked:
-        """Ask for the logits at the draw's cuts; with `open_book` the true text stands after each cut."""
-        asked = np.flatnonzero(draw.cuts[0] >= 0)
-        rows = np.asarray(self._prepared.rows(self._split)[asked])
-        questions, orders = [], []
-        for cuts in draw.cuts[:, asked]:
-            orders.append(random.permutation(len(asked)))
-            filler = self._prepared.rows("train")
-            cuts_and_ids = question(rows, cuts, filler, random, orders[-1])
-            if open_book:
-                cuts_and_ids = cuts[orders[-1]], rows[orders[-1], :-1]
-            questions.append(cuts_and_ids)
-        spec = self._phases.audit(
-            work.trial,
-            work.folder,
-            seed=work.seed,
-            cap=cap,
-            questions=questions,
-            seen_as="claim" if open_book else "audit",
-        )
-        result = work.run("audit", spec, work.folder / name)
-        for one in spec.rounds:
-            one.question.path.unlink(missing_ok=True)
-        if result.ending is not Ending.FINISHED:
-            return _Asked(result=result, draw=draw, answers=None)
-        answers = np.zeros(draw.cuts.shape)
-        try:
-            for number, (one, order) in enumerate(zip(spec.rounds, orders, strict=True)):
-                targets = rows[np.arange(len(rows)), draw.cuts[number, asked] + 1]
-                nll = _read_answer(result, one.answer.name, targets[order], self._prepared.vocab_size)
-                answers[number, asked[order]] = nll
-        except audit.RefusedAnswerError as error:
-            refused = replace(result, ending=Ending.INVALID_OUTPUT, reason=str(error))
-            return _Asked(result=refused, draw=draw, answers=None)
-        return _Asked(result=result, draw=draw, answers=answers)
-
     # -- when they disagree ------------------------------------------------------------------------
 
-    def _cause(self, work: _Work, claim: Claim, asked: _Asked) -> tuple[Ending, str]:
+    def _cause(self, work: Work, claim: Claim, asked: Asked) -> tuple[Ending, str]:
         """Why the answers are not what was claimed; only what nothing honest explains is called tampering.
 
         Claimed again with the rows in another order, a model that is random, or whose rows depend on each other, claims
@@ -357,7 +279,7 @@ class Measurer:
         if float(np.abs(second - claim).max()) > hard:
             return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"
         cap = work.caps.of("audit")
-        again = self._put(work, asked.draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
+        again = self._auditor.put(work, asked.draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
         if again.answers is None:
             return Ending.NOT_REPRODUCED, f"the cause could not be found ({again.result.reason})"
         claimed = np.stack([_at(claim, cuts) for cuts in asked.draw.cuts])
@@ -366,47 +288,6 @@ class Measurer:
         if np.all((np.abs(again.answers - claimed) <= hard)[differs]):
             return Ending.NOT_REPRODUCED, "the model uses tokens that come after the one it predicts"
         return Ending.TAMPERED, "it answers otherwise when it is audited, and nothing honest explains that"
-
-    def _lengths(self) -> npt.NDArray[np.uint16]:
-        """The bytes of each target, uint16 [R, T]; those without any count nowhere.
-
-        Raises `DataError` if there are none at all, or validation has not those that the manifest names.
-        """
-        data = self._prepared
-        lengths: npt.NDArray[np.uint16] = data.token_bytes()[data.rows(self._split)[:, 1:]]
-        size = int(lengths.sum(dtype=np.int64))
-        if size == 0 or (self._split == "val" and size != data.val_bytes):
-            named = f"the {data.val_bytes} validation bytes that its manifest names" if size else f"any text in its {self._split} split"
-            message = f"{data.path} does not have {named}: run `autoresearch prepare` again"
-            raise DataError(message)
-        return lengths
-
-
-class _Work:
-    """One measurement under way: runs its containers."""
-
-    def __init__(
-        self,
-        sandbox: Sandbox,
-        trial: int,
-        folder: Path,
-        seed: int,
-        caps: Caps,
-        created: Callable[[str, str], None],
-        progress: Callable[[Progress], None],
-    ) -> None:
-        self.trial, self.folder, self.seed, self.caps = trial, folder, seed, caps
-        self._sandbox, self._created, self._progress = sandbox, created, progress
-
-    def run(self, phase: str, spec: TrialSpec, destination: Path | None = None) -> Result:
-        """Run the container of a phase; raises what `Sandbox.run` raises."""
-        return self._sandbox.run(
-            spec,
-            destination or self.folder,
-            created=lambda name: self._created(phase, name),
-            progress=self._progress,
-        )
-
 
 def _after_train(train: Result) -> Measurement:
     told = told_by(train)
@@ -450,15 +331,6 @@ def _with_audit(measured: Measurement, result: Result) -> Measurement:
 
 def _failed(result: Result) -> Ending:
     return Ending.INVALID_OUTPUT if result.ending is Ending.FINISHED else result.ending
-
-
-def _read_answer(result: Result, name: str, targets: npt.NDArray[np.uint16], vocab: int) -> npt.NDArray[np.float64]:
-    path = result.output(name)
-    assert path is not None
-    try:
-        return audit.target_nll(np.fromfile(path, dtype="<f4").reshape(len(targets), vocab), targets)
-    finally:
-        path.unlink(missing_ok=True)
 
 
 def _at(claim: Claim, cuts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
