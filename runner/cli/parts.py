@@ -217,7 +217,7 @@ def load_frozen(folder: Path, checkout_root: Path, preset: str | None, overrides
 
 
 def _digest(files: tuple[object, ...]) -> str:
-    from runner.sandbox.volumes import file_sha256
+    from runner.durable import file_sha256
     from runner.trial import InputFile
 
     hashes = {file.name: file_sha256(file.path) for file in files if isinstance(file, InputFile)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker.errors
 
+from runner.durable import file_sha256
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
 from runner.sandbox.translate import create_container, engine_errors, remove_container, remove_volume
@@ -89,9 +88,3 @@ def _keeper(client: DockerClient, image: str, wanted: PreparedVolume) -> Iterato
         yield identifier
     finally:
         remove_container(client, name)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
