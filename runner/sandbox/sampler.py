@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from docker import DockerClient
 
 SAMPLE_SECONDS = 1.0
+LAST_SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,8 @@ class Sampler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._thread.join()
+        # The engine may take a second for its last answer; nobody needs it any more.
+        self._thread.join(timeout=LAST_SAMPLE_SECONDS)
 
     def _loop(self) -> None:
         # Gone or silent in between: whoever watches the container finds out for itself.
