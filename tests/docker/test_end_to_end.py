@@ -353,16 +353,18 @@ def test_the_tuner_and_a_replay_propose(task: Task, tmp_path: Path) -> None:
     path = tmp_path / "proposals.jsonl"
     proposals = [
         {"idea": "a patch of something else", "patch": "--- a/x\n+++ b/x\n@@ -1,1 +1,1 @@\n-nothing like it\n+other\n"},
-        {"idea": "less momentum", "constants": {"MOMENTUM": 0.8}},
+        {"idea": "a slow head", "constants": {"UNEMBEDDING_LR": 0.0002}},
     ]
     path.write_text("".join(json.dumps(proposal) + "\n" for proposal in proposals))
-    refused, replayed = task.json("run", "--agent", "replay", "--proposals", str(path))
+    # Near the line the champion may be measured again in between.
+    told = task.json("run", "--agent", "replay", "--proposals", str(path))
+    refused, replayed = (record for record in told if record["agent"] == "replay")
 
     assert (tuned["agent"], tuned["ending"]) == ("tuner", "finished")
     assert "->" in tuned["idea"]
     assert (refused["agent"], refused["verdict"], refused["ending"], refused["commit"]) == ("replay", "invalid", None, None)
-    assert (replayed["agent"], replayed["ending"], replayed["idea"]) == ("replay", "finished", "less momentum")
-    assert "+MOMENTUM = 0.8 " in task.call("show", str(replayed["trial"]))
+    assert (replayed["agent"], replayed["ending"], replayed["idea"]) == ("replay", "finished", "a slow head")
+    assert "+UNEMBEDDING_LR = 0.0002 " in task.call("show", str(replayed["trial"]))
     folder = task.folder / ".autoresearch" / "t"
     assert (folder / "progress.png").read_bytes().startswith(b"\x89PNG")
     assert len((folder / "results.tsv").read_text().splitlines()) == len(task.json("log")) + 1
@@ -401,11 +403,9 @@ def test_a_second_runner_is_refused(task: Task, again: Again) -> None:
     assert child.returncode == 130
 
 
-def test_same_seed_same_score_and_another_seed_another(make_task: Callable[[], Task], task: Task) -> None:
-    other = make_task()
-    same = other.json("run", *TINY, "--tag", "same", "--trials", "0")
-    different = other.json("run", *TINY, "--tag", "different", "--seed", "2", "--trials", "0")
+def test_the_same_seed_gives_the_same_score_in_another_repository(make_task: Callable[[], Task], task: Task) -> None:
+    """That another seed gives another score is seen on the three baselines."""
+    same = make_task().json("run", *TINY, "--tag", "same", "--trials", "0")
     first = task.json("log")[:3]
 
     assert [round(record["val_bpb"], 4) for record in same] == [round(record["val_bpb"], 4) for record in first]
-    assert not {record["val_bpb"] for record in different} & {record["val_bpb"] for record in first}
