@@ -272,20 +272,20 @@ class Measurer:
         something else.  Asked again with the true text after each cut, one that looks ahead gives what it claimed.
         """
         assert asked.answers is not None
-        hard = self._tolerance.hard
+        claimed = np.stack([_at(claim, cuts) for cuts in asked.draw.cuts])
+        off = np.abs(asked.answers - claimed) * (asked.draw.cuts >= 0)
+        # A small shift of everything is no smaller lie: what differs by half as much as the worst is looked for.
+        limit = min(self._tolerance.hard, float(off.max()) / 2)
         result, second = self._claim(work, work.caps.of("claim"))
         if isinstance(second, str):
             return Ending.NOT_REPRODUCED, f"the cause could not be found ({result.reason})"
-        if float(np.abs(second - claim).max()) > hard:
+        if float(np.abs(second - claim).max()) > limit:
             return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"
         cap = work.caps.of("audit")
         again = self._auditor.put(work, asked.draw, np.random.default_rng(), name="cause", cap=cap, open_book=True)
         if again.answers is None:
             return Ending.NOT_REPRODUCED, f"the cause could not be found ({again.result.reason})"
-        claimed = np.stack([_at(claim, cuts) for cuts in asked.draw.cuts])
-        off = np.abs(asked.answers - claimed) * (asked.draw.cuts >= 0)
-        differs = off > min(hard, off.max() / 2)
-        if np.all((np.abs(again.answers - claimed) <= hard)[differs]):
+        if np.all((np.abs(again.answers - claimed) <= limit)[off > limit]):
             return Ending.NOT_REPRODUCED, "the model uses tokens that come after the one it predicts"
         return Ending.TAMPERED, "it answers otherwise when it is audited, and nothing honest explains that"
 
