@@ -2,9 +2,10 @@
 
 Everything is read off the journal each time that it is asked for, so a run that was killed goes on where it was.
 
-What is compared is val_bpb with its charge.  A busy machine adds to processor seconds and never takes from them.  On a
-candidate's own charges that can only cost it a keep; on the champion's it would make every candidate look better, so a
-champion has the smallest of its charges, and the baseline, which others are charged against, has none.
+What is compared is val_bpb with its charge.  A busy machine adds to processor seconds and never takes from them, so of several
+measurements of a file the smallest charge is the nearest to what it computes.  A champion has that one, and the baseline, which
+others are charged against, has none.  A candidate whose charge alone costs it the keep is measured again; it has its smallest
+charge too, but then it must also be good where it computed least, or it could compute more in the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from runner.records import brief, has_score, measurements_of
 from runner.settings import JudgeOptions
 from runner.trial import Measured, Record, Verdict
 
+NOISE_IN_SLACKS = 15.0
+"""Charges up to so many slacks were seen on honest work beside busy neighbours (docs/score.md)."""
 UNJUDGED = (Verdict.CRASH, Verdict.INVALID)
 """Verdicts whose scores, if there are any, are not believed."""
 
@@ -90,7 +93,12 @@ def next_step(opened: OpenTrial, records: Sequence[Record], base: str, rule: Rul
         return Step(do=Do.CONCLUDE, verdict=verdict, reason=SETS_THE_MARK if verdict is Verdict.BASELINE else KNOWN_BETTER)
     if broken is not None:
         return Step(do=Do.CONCLUDE, verdict=Verdict.DISCARD, reason=broken)
-    found = judge(_case(measured, records, base, rule, smaller), rule)
+    case = _case(measured, records, base, rule, smaller)
+    found = judge(case, rule)
+    if found.next is Next.DISCARD and len(measured) <= rule.repeats and _may_be_noise(measured):
+        free = replace(case, candidate=Sample(scores=_scores(measured), errors=case.candidate.errors))
+        if judge(free, rule).next is not Next.DISCARD:
+            return Step(do=Do.MEASURE, index=len(measured), reason=f"{found.reason}; its charge decides, so it is measured again", judgement=found)
     return _after(found, opened, measured)
 
 
@@ -169,7 +177,8 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
     samples = [sample_of(records, commit) for commit in champions]
     best = (max if rule.maximise else min)(samples, key=lambda sample: sample.mean)
     told = [brief(one, confirmed=False) for one in measured]
-    candidate = _sample(told, lambda one: one.charge or 0.0)
+    added = _least_charge(measured) + _worse_where_least_was_computed(measured)
+    candidate = _sample(told, lambda _: added)
     detectable = [one.audit.detectable_blind for one in measured if one.audit is not None]
     return Case(
         candidate=candidate,
@@ -180,6 +189,30 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
         detectable=max(detectable, default=0.0),
         smaller=smaller,
     )
+
+
+def _scores(measured: Sequence[Measurement]) -> tuple[float, ...]:
+    return tuple(one.val_bpb for one in measured if one.val_bpb is not None)
+
+
+def _least_charge(measured: Sequence[Measurement]) -> float:
+    return min((one.charge or 0.0 for one in measured if one.val_bpb is not None), default=0.0)
+
+
+def _may_be_noise(measured: Sequence[Measurement]) -> bool:
+    """Whether a busy machine explains the smallest charge."""
+    slack = max((one.slack or 0.0 for one in measured), default=0.0)
+    return 0 < _least_charge(measured) <= NOISE_IN_SLACKS * slack
+
+
+def _worse_where_least_was_computed(measured: Sequence[Measurement]) -> float:
+    """By how much the score with the smallest charge is worse than the mean; 0 if it is better, or nothing was charged."""
+    known = [(one.charge, one.val_bpb) for one in measured if one.val_bpb is not None and one.charge is not None]
+    if len(known) < 2:
+        return 0.0
+    least = min(charge for charge, _ in known)
+    score = max(score for charge, score in known if charge == least)
+    return max(0.0, score - sum(score for _, score in known) / len(known)) if any(charge > 0 for charge, _ in known) else 0.0
 
 
 def _sample(measured: Sequence[Measured], charge: Callable[[Measured], float]) -> Sample:

@@ -74,9 +74,29 @@ def test_what_does_not_reproduce_is_not_kept() -> None:
 
 
 def test_charges_are_compared_and_slack_is_not() -> None:
-    assert after(measurement(1.5, charge=0.2, slack=1.0)).verdict is Verdict.DISCARD
+    assert after(measurement(1.5, charge=0.2, slack=0.01)).verdict is Verdict.DISCARD
     kept = record(3, Verdict.KEEP, 1.6, measurements=one(1.6, charge=0.1))
     assert sample_of([*BASELINES, kept], kept.commit or "").scores == (1.6 + 0.1,)
+
+
+def charged(score: float, charge: float) -> Measurement:
+    return measurement(score, charge=charge, slack=0.01)
+
+
+def test_a_charge_that_a_busy_machine_explains_is_looked_at_again() -> None:
+    first = after(charged(1.6, 0.06))
+    assert (first.do, first.index) == (Do.MEASURE, 1)
+    assert "its charge decides" in first.reason
+    assert after(charged(1.6, 0.06), charged(1.6, 0.001)).do is Do.CONFIRM
+    assert after(charged(1.6, 0.2)).verdict is Verdict.DISCARD  # nothing honest explains so much
+    assert after(charged(1.6, 0.06), *[charged(1.6, 0.05)] * RULE.repeats).verdict is Verdict.DISCARD
+
+
+def test_who_computes_less_once_must_be_as_good_there() -> None:
+    """More computation in all measurements but one would otherwise have the charge of that one."""
+    more = [charged(1.6, 0.06)] * RULE.repeats
+    assert after(*more, charged(1.65, 0.0)).verdict is Verdict.DISCARD
+    assert after(*more, charged(1.6, 0.0)).do is Do.CONFIRM
 
 
 def test_a_busy_machine_beside_the_baselines_makes_no_candidate_better() -> None:
