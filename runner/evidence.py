@@ -68,6 +68,18 @@ def entropy(folder: Path, number: int) -> int | None:
     return int(drawn["entropy"], 16) if drawn["sha256"] == digests else None
 
 
+def drawn_for(folder: Path) -> bool:
+    """True if a claim is on the disk for which audits were drawn already, by the very checkpoint that is there now.
+
+    A claim made again differs in its last bits, since the rows come in another order: it is the first one that counts.
+    """
+    path = folder / ENTROPY
+    if not path.exists() or not (folder / CLAIM).exists():
+        return False
+    digest = file_sha256(folder / "checkpoint.safetensors")
+    return all(drawn["sha256"]["checkpoint.safetensors"] == digest for drawn in json.loads(path.read_text()).values())
+
+
 def forget_draws(folder: Path) -> None:
     """So that the next ones are drawn anew."""
     (folder / ENTROPY).unlink(missing_ok=True)

@@ -479,6 +479,26 @@ def test_computation_that_could_not_be_measured_keeps_nothing(bench: Bench) -> N
     assert "could not be measured" in found.guards_broken
 
 
+def test_a_claim_that_was_drawn_for_stands_when_the_trial_is_run_again(bench: Bench) -> None:
+    """Made again with the rows in another order it differs in its last bits, and the trial is honest all the same."""
+
+    class Failing(ModelSandbox):
+        def run(self, spec: TrialSpec, destination: Path, **words: object) -> Result:
+            if spec.phase == "audit":
+                raise ConnectionError
+            return super().run(spec, destination, **words)  # type: ignore[arg-type]
+
+    base = bench.measure(ModelSandbox(), "base").compute_seconds
+    caps = Caps(train=60.0, claim=60.0, audit=60.0, reference=base, counts_cpu=True)
+    with pytest.raises(ConnectionError):
+        bench.measure(Failing(), "candidate", caps)
+    first = (bench.folder / "candidate" / evidence.CLAIM).read_bytes()
+    found = bench.measure(ModelSandbox(claims=lambda nll: nll + np.float32(1e-6)), "candidate", caps)
+
+    assert found.ending is Ending.FINISHED, found.reason
+    assert (bench.folder / "candidate" / evidence.CLAIM).read_bytes() == first
+
+
 def test_a_draw_is_not_used_on_another_model(bench: Bench) -> None:
     """An engine that failed under its audit is no way to draw training luck, or lies, again."""
 
