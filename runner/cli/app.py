@@ -68,7 +68,7 @@ app = typer.Typer(
 )
 
 TaskOption = Annotated[Path, typer.Option("--task", metavar="DIR", help="Folder with autoresearch.yaml.")]
-TagOption = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="Which run [default: the latest].")]
+TagOption = Annotated[str | None, typer.Option("--tag", metavar="TAG", help="Which run; by default the latest.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
 HERE = Path()
 

@@ -121,7 +121,7 @@ def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption
 @app.command("export-model")
 def export_model(
     trial: TrialArgument,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="[default: model-N.safetensors]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="By default model-N.safetensors.")] = None,
     task: TaskOption = HERE,
     tag: TagOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it is there.")] = False,

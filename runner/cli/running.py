@@ -29,7 +29,7 @@ class AgentName(StrEnum):
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
 GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="N", help="Index of the GPU to use.")]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU image; without --preset: smoke.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=20_000, help="Seed of a new run [default: 1].")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=20_000, help="Seed of a new run; by default 1.")]
 NewOption = Annotated[bool, typer.Option("--new", help="Start a new run instead of continuing the latest.")]
 DatasetOption = Annotated[str | None, typer.Option("--dataset", metavar="D", help="kjv, fineweb-edu, climbmix or files.")]
 SourceOption = Annotated[Path | None, typer.Option("--source", metavar="DIR", help="Folder with your text, for --dataset files.")]

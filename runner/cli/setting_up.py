@@ -129,7 +129,7 @@ def images_list(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
 @app.command()
 def prepare(
     task: TaskOption = HERE,
-    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data [default: the task's own].")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data; by default the task's own.")] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", metavar="D", help="kjv, fineweb-edu, climbmix or files.")] = None,
     source: Annotated[Path | None, typer.Option("--source", metavar="DIR", help="Folder with your text, for --dataset files.")] = None,
     as_json: JsonOption = False,

@@ -90,13 +90,16 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     if wanted.cpu and wanted.gpus is not None:
         message = "--cpu and --gpus exclude each other"
         raise UsageError(message)
-    gpu = None if wanted.cpu else gpus.pick(_gpu_index(wanted.gpus))
     head = workspace.head()
+    overrides = wanted.overrides()
     frozen = parts.freeze(workspace, checkout, head, folder)
+    if wanted.preset is not None:
+        # A name that does not exist is refused before anything is said about the machine.
+        parts.load_frozen(folder, checkout.root, wanted.preset, overrides)
+    gpu = None if wanted.cpu else gpus.pick(_gpu_index(wanted.gpus))
     preset = choose_preset(
         frozen, cpu=wanted.cpu, gpu_memory_gb=gpu.memory_gb if gpu else None, named=wanted.preset
     )
-    overrides = wanted.overrides()
     task = parts.load_frozen(folder, checkout.root, preset, overrides)
     refuse_other_level(checkout, task, f"the commit {head[:7]}", "commit it first")
     if task.score.reported:
