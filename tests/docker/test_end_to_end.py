@@ -21,7 +21,7 @@ from runner.constants import set_constants
 from runner.phases import handed_out
 from runner.prepare import Prepared, load
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, ours
+from tests.docker.conftest import STATE, charge_little, ours
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -86,6 +86,7 @@ def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Task]:
         for kind in ("cpu", "prepare"):
             task.call("images", "build", kind)
             assert images.image_id(kind, folder / ".autoresearch") == images.image_id(kind, STATE)
+        charge_little(folder)
         return task
 
     return make
