@@ -231,6 +231,13 @@ def question(
     return cuts[order], np.where(shown, rows[:, :length], after)[order]
 
 
+KEEP_MEMORY = tuple(
+    (f"MALLOC_{name}_", str(size)) for name, size in (("MMAP_THRESHOLD", 1 << 30), ("TRIM_THRESHOLD", 1 << 30), ("TOP_PAD", 64 << 20))
+)
+"""glibc's allocator keeps what a tensor frees for the next one.  By default each large tensor is fresh memory, which the
+kernel clears page by page: a fifth of a CPU training, and the part of its cost that varies most (docs/performance.md)."""
+
+
 def environment(cpus: float, gpu: str | None) -> tuple[tuple[str, str], ...]:
     """Everything a trial's processes find in their environment, built from empty."""
     threads = str(max(1, math.floor(cpus)))
@@ -248,6 +255,7 @@ def environment(cpus: float, gpu: str | None) -> tuple[tuple[str, str], ...]:
         ("TORCHINDUCTOR_CACHE_DIR", "/scratch/inductor"),
         ("TRITON_CACHE_DIR", "/scratch/triton"),
         ("TMPDIR", "/scratch"),
+        *(() if gpu else KEEP_MEMORY),
         # An image may ask for every GPU by its own environment; this is the word that counts.
         *((("NVIDIA_DRIVER_CAPABILITIES", "compute,utility"),) if gpu else (("NVIDIA_VISIBLE_DEVICES", "void"),)),
     )

@@ -16,7 +16,7 @@ import pytest
 from runner import evidence
 from runner.errors import EngineError
 from runner.measure import Caps, Measurement, Measurer
-from runner.phases import Place, handed_out, question
+from runner.phases import Place, environment, handed_out, question
 from runner.prepare import Prepared, load
 from runner.task import Task, load_task
 from runner.trial import Ending, PhaseImages, Progress, Result, TrialSpec
@@ -549,3 +549,12 @@ def test_what_is_handed_in_does_not_stay(bench: Bench) -> None:
         "train.py",
         "trial.json",
     ]
+
+
+def test_a_trials_environment_is_built_from_empty_and_keeps_memory_on_a_cpu_alone() -> None:
+    cpu, gpu = dict(environment(2.5, None)), dict(environment(2.5, "GPU-1"))
+
+    assert cpu["OMP_NUM_THREADS"] == gpu["OMP_NUM_THREADS"] == "2"
+    assert (cpu.pop("NVIDIA_VISIBLE_DEVICES"), gpu.pop("NVIDIA_DRIVER_CAPABILITIES")) == ("void", "compute,utility")
+    assert {name for name in cpu if name not in gpu} == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"}
+    assert not {name for name in gpu if name not in cpu}

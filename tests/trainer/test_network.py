@@ -1,3 +1,6 @@
+import os
+
+import numpy as np
 import pytest
 import torch
 from conftest import LENGTH, VOCAB
@@ -65,3 +68,35 @@ def test_every_batch_has_the_same_size(trial):
         (4, 4, (4, LENGTH), 7 * LENGTH),
         (8, 2, (4, LENGTH), 8 * LENGTH),
     ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_as_many_processes_as_there_are_give_the_same_answers(trial, threads):
+    (trial.inputs / "train.py").write_text(FIXED.format(answer="torch.zeros(*ids.shape, VOCAB_SIZE)"))
+    network = trial.load_network(threads=threads).Network(4)
+    here, asked = os.getpid(), np.arange(10, dtype="<f4")[:, None] * np.ones(3, dtype="<f4")
+
+    def answer(part):
+        assert part.start % 4 == 0, "each row stays in its batch"
+        return np.concatenate([asked[part], np.full((len(asked[part]), 1), os.getpid() == here)], axis=1)
+
+    found = network.answer_all(10, 4, answer)
+
+    np.testing.assert_array_equal(found[:, :3], asked)
+    workers = min(threads, 3)
+    assert found[0, 3] == 1
+    assert bool(found[-1, 3]) == (workers == 1)
+
+
+def test_a_process_that_fails_gives_no_answers(trial, capfd):
+    (trial.inputs / "train.py").write_text(FIXED.format(answer="torch.zeros(*ids.shape, VOCAB_SIZE)"))
+    network = trial.load_network(threads=2).Network(4)
+
+    def answer(part):
+        if part.start:
+            raise ValueError("only for the first rows")
+        return np.zeros((part.stop, 1), dtype="<f4")
+
+    with pytest.raises(AssertionError, match="ended with status"):
+        network.answer_all(10, 1, answer)
+    assert "ValueError: only for the first rows" in capfd.readouterr().err
