@@ -90,9 +90,11 @@ class Network:
         On a CPU every processor has a process with one thread and a part of the batches: matrices of this size keep two
         threads waiting for each other half of the time.  Each row is answered in the same batch whatever their number.
         """
-        found = np.frombuffer(mmap.mmap(-1, count * width * 4), dtype="<f4").reshape(count, width)
         batches = -(-count // self._batch_rows)
         workers = min(self._workers, batches)
+        if workers == 1:
+            return answer(slice(0, count))
+        found = np.frombuffer(mmap.mmap(-1, count * width * 4), dtype="<f4").reshape(count, width)
         starts = [batches * worker // workers * self._batch_rows for worker in range(workers)] + [count]
         parts = [slice(*pair) for pair in itertools.pairwise(starts)]
         children = [fork(found, part, answer) for part in parts[1:]]
