@@ -100,7 +100,14 @@ CANDIDATES = {
         what="rates and warm-down that suit the length of the training",
         kept=True,
         constants={
-            "tiny": {"WARMDOWN": 0.1, "UNEMBEDDING_LR": 0.01, "X0_INIT": 0.2},
+            "tiny": {
+                "EMBEDDING_LR": 0.3,
+                "UNEMBEDDING_LR": 0.007,
+                "MATRIX_LR": 0.05,
+                "WARMDOWN": 0.5,
+                "MOMENTUM": 0.9,
+                "X0_INIT": 0.2,
+            },
             "smoke": {"MATRIX_LR": 0.04, "EMBEDDING_LR": 0.9, "UNEMBEDDING_LR": 0.005, "WARMDOWN": 0.75},
         },
     ),

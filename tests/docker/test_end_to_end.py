@@ -31,6 +31,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 COMMAND = Path(sys.executable).with_name("autoresearch")
 CANDIDATES = Path(__file__).parents[1] / "candidates"
 TINY = ("--cpu", "--preset", "tiny")
+BETTER = {"EMBEDDING_LR": 0.3, "UNEMBEDDING_LR": 0.007, "MATRIX_LR": 0.05, "WARMDOWN": 0.5, "MOMENTUM": 0.9, "X0_INIT": 0.2}
+"""Gains 0.08 or more at tiny, twice what a keep needs: each task here has a split of its own, and they differ by 0.01 or two."""
 KEYS = {
     "trial", "tag", "commit", "parent", "agent", "idea", "why", "kind", "ending", "verdict", "reason", "val_bpb",
     "score_level", "gain", "sigma", "seed", "image", "gpu", "memory_gb", "steps", "tokens", "params", "cost_usd",
@@ -153,13 +155,11 @@ def test_the_baseline_is_the_file_with_the_presets_constants(task: Task) -> None
 
 def test_better_is_kept_and_worse_is_not(task: Task) -> None:
     champion = task.champion()
-    better = set_constants(
-        champion, {"EMBEDDING_LR": 0.3, "UNEMBEDDING_LR": 0.01, "MATRIX_LR": 0.06, "WARMDOWN": 0.2, "MOMENTUM": 0.9}
-    )
+    better = set_constants(champion, BETTER)
     kept = task.trial(better, "--message", "better rates")
 
     assert (kept["ending"], kept["verdict"]) == ("finished", "keep"), kept
-    assert kept["gain"] > 0.05
+    assert kept["gain"] > kept["threshold"] > 0
     assert kept["idea"] == "better rates"
     assert "confirmed by a second audit" in kept["reason"]
     assert kept["audit"]["rounds"] == 8
