@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -14,18 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import ledger
+from runner.durable import write_durably
 from runner.errors import StateError, UsageError
 from runner.ledger import JOURNAL, State
 from runner.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     from runner.prepare import Prepared, PrepareOptions
+    from runner.protocols import Sandbox
     from runner.sandbox.docker import DockerSandbox, Engine
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
     from runner.tried import Gate
 
 MAX_SLOTS = 64
+ISOLATION = "isolation.sha256"
+"""In the state folder: of the engine, kernel, image and probe on which isolation was last seen to hold."""
 
 
 def open_workspace(task: Path) -> Workspace:
@@ -239,6 +243,28 @@ def within(task: Task, client: Engine) -> Task:
     """The task with no more CPUs than the engine has: asking for more is refused by it."""
     there = float(client.info()["NCPU"])
     return replace(task, limits=replace(task.limits, cpus=min(task.limits.cpus, there)))
+
+
+def try_isolation(
+    sandbox: Sandbox, client: Engine, state: Path, image: str, gpu: str | None, labels: Mapping[str, str], *, again: bool
+) -> None:
+    """Make sure that the engine isolates a trial: a probe finds out what one could do.
+
+    Without `again` what held before on the same engine, kernel and image is not tried once more.  Raises `EngineError`
+    that names everything that does not hold.
+    """
+    from runner.sandbox.probe import PROGRAM, probe, refuse
+
+    info = client.info()
+    about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
+    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "program": PROGRAM}
+    digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
+    path = state / ISOLATION
+    if not again and path.exists() and path.read_text() == digest:
+        return
+    path.unlink(missing_ok=True)
+    refuse(probe(sandbox, image, gpu=gpu, labels=labels))
+    write_durably(path, digest.encode())
 
 
 def connect() -> Engine:

@@ -43,6 +43,8 @@ class Session:
     checkout: Task
     view: View
     as_json: bool
+    probed_anew: bool = True
+    """Whether isolation is tried although it held before on the same engine."""
 
     def go(self, agent: Agent, stops: Stops) -> Outcome:
         """Run the loop with everything in place."""
@@ -68,6 +70,9 @@ class Session:
         sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
         sandbox.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(sandbox, self.workspace.state)
+        parts.try_isolation(
+            sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), again=self.probed_anew
+        )
         if task.score.reported:
             yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
         else:
@@ -177,6 +182,7 @@ def open_session(
             checkout=checkout,
             view=view,
             as_json=as_json,
+            probed_anew=only_token is None,
         )
 
 

@@ -176,7 +176,7 @@ def doctor(
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data to look for.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Engine, images, data, GPU: what holds, what does not, what to do.  Ends with the first failure's code."""
+    """Engine, images, isolation, data, GPU: what holds, what does not, what to do.  Ends with the first failure's code."""
     worst = 0
     for name, needed, check in _checks(task, preset):
         try:
@@ -187,7 +187,7 @@ def doctor(
         if as_json:
             typer.echo(json.dumps({"check": name, "ok": ok, "needed": needed, "detail": said}))
         else:
-            typer.echo(f"{'ok  ' if ok else 'no  ' if needed else 'none'} {name:8} {said}")
+            typer.echo(f"{'ok  ' if ok else 'no  ' if needed else 'none'} {name:9} {said}")
     raise typer.Exit(worst)
 
 
@@ -216,6 +216,15 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
         ids = images.image_ids("cpu", state)
         return f"cpu {ids.train[7:19]}, for claims {ids.claim[7:19]}, for audits {ids.audit[7:19]}"
 
+    def isolation() -> str:
+        from runner import images
+        from runner.sandbox.docker import DockerSandbox
+        from runner.sandbox.probe import probe, refuse
+
+        state = parts.open_workspace(task).state
+        refuse(probe(DockerSandbox(parts.connect()), images.image_id("cpu", state), gpu=None, labels=parts.owner_labels(state)))
+        return "a probe in a trial's place could not get past any limit"
+
     def data() -> str:
         from runner.errors import DataError
         from runner.prepare import data_key, find
@@ -242,6 +251,7 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
         ("git", True, repository),
         ("engine", True, engine),
         ("images", True, images),
+        ("isolation", True, isolation),
         ("data", True, data),
         ("gpu", False, gpu),
     ]

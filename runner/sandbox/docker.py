@@ -14,13 +14,13 @@ import docker.errors
 from runner.errors import EngineError
 from runner.sandbox import container
 from runner.sandbox.cputime import CpuClock
+from runner.sandbox.create import create_container
 from runner.sandbox.ending import Exit, Stop, classify
 from runner.sandbox.holder import Holder, holder
 from runner.sandbox.sampler import CpuMeter, Sampler
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import (
     ENGINE_TROUBLE,
-    create_container,
     engine_errors,
     host_disk_full,
     remove_container,

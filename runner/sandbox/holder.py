@@ -12,8 +12,9 @@ import docker.errors
 
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
+from runner.sandbox.create import create_container
 from runner.sandbox.transfer import RefusedOutputError
-from runner.sandbox.translate import create_container, engine_errors, remove_container, remove_volume
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.trial import TrialSpec
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from runner.errors import DataError, EngineError, UsageError
 from runner.prepare import FILES, MANIFEST, PrepareSpec, at_rest, text_files
 from runner.sandbox import transfer
 from runner.sandbox.container import Body, volume_mount
+from runner.sandbox.create import create_container
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 
@@ -157,8 +158,7 @@ class PrepareJob:
         body = prepare_body(
             self._image, volumes=volumes, labels=labels, limits=self._limits, network=spec.network
         )
-        api: Any = self._client.api
-        identifier = str(api.create_container_from_config(body, volumes["/in"])["Id"])
+        identifier = create_container(self._client, body, volumes["/in"])
         try:
             self._client.api.start(identifier)
             yield identifier

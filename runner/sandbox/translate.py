@@ -6,7 +6,7 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import docker.errors
 import requests.exceptions
@@ -67,12 +67,6 @@ def host_disk_full(error: OSError) -> StateError | None:
         f"no space left for {error.filename or 'the state folder'}: free space and run the same command again; "
         "nothing that was recorded is lost"
     )
-
-
-def create_container(client: DockerClient, body: dict[str, Any], name: str | None = None) -> str:
-    """The engine's create call with a whole body of ours; the container's id."""
-    api: Any = client.api  # this one method has no types
-    return str(api.create_container_from_config(body, name)["Id"])
 
 
 def remove_container(client: DockerClient, identifier: str) -> None:

@@ -12,7 +12,8 @@ import docker.errors
 from runner.durable import file_sha256
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
-from runner.sandbox.translate import create_container, engine_errors, remove_container, remove_volume
+from runner.sandbox.create import create_container
+from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.trial import InputFile
 
 if TYPE_CHECKING:

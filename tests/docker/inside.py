@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from runner.sandbox import container
-from runner.sandbox.translate import create_container, remove_container
+from runner.sandbox.create import create_container
+from runner.sandbox.translate import remove_container
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -18,8 +18,8 @@ import pytest
 
 from runner.errors import EngineError
 from runner.sandbox import container
+from runner.sandbox.create import create_container
 from runner.sandbox.docker import DockerSandbox
-from runner.sandbox.translate import create_container
 from runner.sandbox.volumes import PreparedVolume, provide
 from runner.trial import Ending, InputFile, Limits, OutputFile, Progress, Result, TrialSpec, VolumeMount
 from tests.docker.conftest import ours

@@ -1,0 +1,148 @@
+"""Creates containers, and believes the engine only as far as what it made is what was asked.
+
+Engines accept options that they do not apply, with a warning or without a word.  So every container of ours is read back
+before it is started, and one that is not as asked is removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from runner.errors import EngineError
+from runner.sandbox.container import Body
+from runner.sandbox.translate import engine_errors, remove_container
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+EXCUSED: Mapping[str, str] = {
+    # Without swap accounting the limit of memory alone can be had.
+    "does not support swap limit capabilities": "MemorySwap",
+}
+"""Parts of warnings that are no error, and the setting that may differ then."""
+NEVER_ASKED: Mapping[str, tuple[object, ...]] = {
+    "Privileged": (False,),
+    "PublishAllPorts": (False,),
+    "AutoRemove": (False,),
+    "OomKillDisable": (False, None),
+    "CgroupParent": ("",),
+    "PidMode": ("", "private"),
+    "UTSMode": ("", "private"),
+    "UsernsMode": ("", "private"),
+}
+"""What no body of ours sets, and what an engine may say then."""
+NOTHING: tuple[object, ...] = (None, [], {}, "")
+EMPTY = (
+    "Binds", "PortBindings", "VolumesFrom", "CapAdd", "GroupAdd", "Links", "Devices", "DeviceCgroupRules", "DeviceRequests",
+    "ExtraHosts", "Sysctls",
+)  # fmt: skip
+"""Of these there is nothing unless a body asks for it."""
+
+
+def create_container(client: DockerClient, body: Body, name: str | None = None) -> str:
+    """A container as `body` asks, not started; its id.
+
+    Raises `EngineError` if the engine made something else, or warns that it would; that container is removed.
+    """
+    api: Any = client.api  # this one method has no types
+    with engine_errors(str(body["Image"])):
+        made = api.create_container_from_config(body, name)
+        identifier = str(made["Id"])
+        try:
+            wrong = differences(body, api.inspect_container(identifier), made.get("Warnings") or ())
+        except BaseException:
+            remove_container(client, identifier)
+            raise
+        if wrong:
+            remove_container(client, identifier)
+            message = (
+                f"the container engine does not apply what isolates a trial: {'; '.join(wrong)}. Nothing was started. "
+                "`autoresearch doctor` tries each limit; docs/security.md says which engines hold them"
+            )
+            raise EngineError(message)
+    return identifier
+
+
+def differences(body: Body, made: Mapping[str, Any], warnings: Sequence[str] = ()) -> list[str]:
+    """Every setting of the create call `body` that `made`, the engine's own description, does not have, in words.
+
+    And everything that the engine warned of, unless it is known to be harmless.
+    """
+    excused = {setting for part, setting in EXCUSED.items() if any(part in one for one in warnings)}
+    host = {key: value for key, value in body["HostConfig"].items() if key not in excused}
+    warned = [f"it warns: {one.strip()}" for one in warnings if not any(part in one for part in EXCUSED)]
+    return [*warned, *_of_config(body, made["Config"]), *_of_host(host, made["HostConfig"]), *_of_mounts(body, made)]
+
+
+def _of_config(body: Body, config: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("User", "Cmd", "WorkingDir"):
+        if key in body and config.get(key) != body[key]:
+            yield _spell(key, body[key], config.get(key))
+    if config.get("Entrypoint"):
+        yield _spell("Entrypoint", [], config["Entrypoint"])
+    missing = set(body["Env"]) - set(config.get("Env") or ())
+    if missing:
+        yield f"Env lacks {', '.join(sorted(missing))}"
+    labels = config.get("Labels") or {}
+    gone = sorted(name for name, value in body["Labels"].items() if labels.get(name) != value)
+    if gone:
+        yield f"Labels lack {', '.join(gone)}"
+
+
+def _of_host(asked: Body, host: Mapping[str, Any]) -> Iterator[str]:
+    for key, wanted in asked.items():
+        if key == "Mounts":
+            continue
+        found = host.get(key)
+        if not _same(key, wanted, found):
+            yield _spell(key, wanted, found)
+    for key, allowed in NEVER_ASKED.items():
+        if key not in asked and host.get(key, allowed[0]) not in allowed:
+            yield _spell(key, allowed[0], host[key])
+    for key in EMPTY:
+        if key not in asked and host.get(key) not in NOTHING:
+            yield _spell(key, "nothing", host[key])
+
+
+def _same(key: str, wanted: Any, found: Any) -> bool:
+    match key:
+        case "SecurityOpt" | "CapDrop" | "MaskedPaths":
+            return sorted(wanted) == sorted(found or ())
+        case "Ulimits":
+            return sorted(map(_limit, wanted)) == sorted(map(_limit, found or ()))
+        case "RestartPolicy":
+            return bool(found) and found.get("Name") in (wanted["Name"], "")
+        case "DeviceRequests":
+            # An engine may add what it takes for granted (a count of zero, no options).
+            have = found or []
+            return len(wanted) == len(have) and all(one.items() <= other.items() for one, other in zip(wanted, have, strict=True))
+        case _:
+            return bool(wanted == found)
+
+
+def _limit(value: Mapping[str, Any]) -> tuple[str, int, int]:
+    return str(value["Name"]), int(value["Soft"]), int(value["Hard"])
+
+
+def _of_mounts(body: Body, made: Mapping[str, Any]) -> Iterator[str]:
+    """Each volume where it was asked for, writable only where that was; nothing else, as an image's own volumes are."""
+    asked = {one["Target"]: (one["Source"], not one["ReadOnly"]) for one in body["HostConfig"].get("Mounts", ())}
+    tmpfs = body["HostConfig"].get("Tmpfs", {})
+    found = {one["Destination"]: (one.get("Name") or one.get("Source"), one["RW"]) for one in made.get("Mounts", ()) if one["Destination"] not in tmpfs}
+    for target in sorted(asked.keys() | found.keys()):
+        if asked.get(target) != found.get(target):
+            yield f"mount {target}: asked {_mount(asked.get(target))}, made {_mount(found.get(target))}"
+
+
+def _mount(value: tuple[str, bool] | None) -> str:
+    return "none" if value is None else f"{value[0]} {'writable' if value[1] else 'read-only'}"
+
+
+def _spell(key: str, wanted: object, found: object) -> str:
+    return f"{key}: asked {_short(wanted)}, made {_short(found)}"
+
+
+def _short(value: object, most: int = 80) -> str:
+    text = str(value)
+    return text if len(text) <= most else f"{text[:most]}..."

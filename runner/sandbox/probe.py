@@ -1,0 +1,138 @@
+"""Tries on a real container whether the engine does what isolates a trial; what it says that it set is another matter.
+
+The container is a trial's own in everything but the program and how small its limits are.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runner.errors import EngineError
+from runner.protocols import Sandbox
+from runner.sandbox.container import TMP_BYTES, TRIAL_USER
+from runner.sandbox.masks import masked_paths
+from runner.trial import Limits, TrialSpec
+
+PROGRAM = Path(__file__).with_name("inside_probe.py").read_text(encoding="utf-8")
+MEMORY, PIDS, CPUS = 96 << 20, 40, 0.5
+SCRATCH, OUT, SHM = 8 << 20, 4 << 20, 4 << 20
+LIMITS = Limits(
+    memory_bytes=MEMORY,
+    cpus=CPUS,
+    pids=PIDS,
+    output_bytes=OUT,
+    output_inodes=64,
+    scratch_bytes=SCRATCH,
+    shm_bytes=SHM,
+    log_bytes=1 << 20,
+    startup_seconds=60,
+    seconds=60,
+)
+CPU_TOLERANCE = 1.5
+"""The kernel gives out processor time in slices of a tenth of a second, and half a second has few of them."""
+ENVIRONMENT = (("HOME", "/tmp"), ("LANG", "C.UTF-8"))
+WRITABLE: Mapping[str, int] = {"/tmp": TMP_BYTES, "/scratch": SCRATCH, "/out": OUT, "/dev/shm": SHM}
+"""Where a trial may write, and how many bytes at most."""
+OF_THE_KERNEL = ("/dev", "/dev/pts", "/dev/mqueue", "/dev/console")
+"""Mounted writable by every engine; what they hold is memory that counts as the container's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that does not hold."""
+
+    what: str
+    """What was asked for, in a word or two."""
+    found: str
+
+
+def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str]) -> tuple[Finding, ...]:
+    """Everything that a trial's container could do and must not; nothing if the engine isolates.
+
+    Takes two or three seconds.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
+    """
+    masked = masked_paths(gpu=gpu is not None)
+    spec = TrialSpec(
+        phase="probe",
+        image=image,
+        command=("python3", "-I", "-c", PROGRAM, json.dumps(masked), str(MEMORY)),
+        environment=ENVIRONMENT,
+        limits=LIMITS,
+        gpu=gpu,
+        labels=tuple(labels.items()),
+    )
+    with tempfile.TemporaryDirectory(prefix="autoresearch-probe-") as folder:
+        result = sandbox.run(spec, Path(folder), created=_ignore, progress=_ignore)
+        said = result.log_path.read_text(errors="replace") if result.log_path else ""
+    try:
+        facts = json.loads(said.splitlines()[-1])
+    except (IndexError, ValueError):
+        message = f"the isolation could not be tried: the probe's container ended as {result.ending} ({result.reason}) and said: {said[-300:]!r}"
+        raise EngineError(message) from None
+    return tuple(judge(facts, gpus=0 if gpu is None else 1))
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raises `EngineError` naming all `findings`, if there are any."""
+    if findings:
+        listed = "; ".join(f"{one.what}: {one.found}" for one in findings)
+        message = (
+            f"this container engine does not isolate a trial, so none is started. {listed}. "
+            "Rootless engines need cgroup v2 with its controllers delegated; docs/security.md says which engines hold what"
+        )
+        raise EngineError(message)
+
+
+def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
+    """Pure: what of the probe's `facts` is not as it must be."""
+    user, group = map(int, TRIAL_USER.split(":"))
+    yield from _unless([*facts["user"][:2]] == [user, group] and set(facts["user"][2]) <= {group}, "user", f"ran as {facts['user']}")
+    held = [name for name, bits in facts["capabilities"].items() if bits]
+    yield from _unless(not held, "no capabilities", f"it has some ({', '.join(held)})")
+    yield from _unless(facts["no_new_privileges"], "no new privileges", "a setuid program may gain some")
+    yield from _unless(facts["seccomp"], "seccomp", "no filter is in force")
+    yield from _unless(not facts["answered"], "seccomp profile", f"the kernel answered {', '.join(facts['answered'])}")
+    yield from _unless(not facts["sockets"], "no network", f"sockets of {', '.join(facts['sockets'])} can be had")
+    yield from _of_mounts(facts["mounts"])
+    yield from _unless(facts["runs"] == ["/scratch"], "programs run from /scratch alone", f"they run from {facts['runs'] or 'nowhere'}")
+    yield from _unless(not facts["open"], "masked paths", f"{len(facts['open'])} can be read, {', '.join(facts['open'][:3])} among them")
+    yield from _unless(facts["core"] == 0, "no core dumps", f"of up to {facts['core']} bytes")
+    foreign = set(facts["environment"]) - {name for name, _ in ENVIRONMENT} - {"PATH", "PWD", "HOSTNAME", "LC_CTYPE", "container"}
+    foreign -= {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+    yield from _unless(not foreign, "an environment built from empty", f"it has {', '.join(sorted(foreign))}")
+    yield from _unless(len(facts["gpus"]) == gpus, f"{gpus} GPUs", f"{len(facts['gpus'])} are there ({', '.join(facts['gpus'])})")
+    used = facts["processors"]
+    yield from _unless(used <= CPUS * CPU_TOLERANCE, "cpus", f"two processes got {used:.2f} processors of {CPUS}")
+    forked = facts["processes"]
+    yield from _unless(forked is not None and forked < PIDS, "pids", f"{'any number of' if forked is None else forked} processes could be made, not {PIDS}")
+    yield from _unless(not facts["memory_survived"], "memory", f"twice the {MEMORY >> 20} MiB could be used")
+
+
+def _of_mounts(mounts: Mapping[str, Any]) -> Iterator[Finding]:
+    root = mounts.get("/", [0, 0, []])[2]
+    yield from _unless("ro" in root, "a read-only root", "it can be written")
+    for point, (size, inodes, options) in sorted(mounts.items()):
+        if "rw" not in options or point == "/" or point in OF_THE_KERNEL or point.startswith(("/proc", "/sys")):
+            continue
+        if point not in WRITABLE:
+            yield from _unless(point.startswith("/dev/nvidia"), "few places to write", f"{point} can be written")
+            continue
+        capped = 0 < size <= WRITABLE[point] + (1 << 20)
+        yield from _unless(capped, f"the size of {point}", f"{size >> 20} MiB instead of {WRITABLE[point] >> 20}")
+        yield from _unless(point == "/dev/shm" or 0 < inodes <= 1 << 16, f"files in {point}", f"{inodes} inodes")
+        lacking = {"nosuid", "nodev"} - set(options)
+        yield from _unless(not lacking, f"{point} {' and '.join(sorted(lacking))}", "not set")
+
+
+def _unless(holds: bool, what: str, found: str) -> Iterator[Finding]:  # noqa: FBT001 - reads as a sentence
+    if not holds:
+        yield Finding(what=what, found=found)
+
+
+def _ignore(_: object) -> None:
+    pass

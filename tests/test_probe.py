@@ -1,0 +1,131 @@
+"""What the probe's findings are, from invented facts: each that is not as it must be is named."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import EngineError
+from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, probe, refuse
+from runner.trial import Ending, Progress, Result, TrialSpec
+
+FACTS: dict[str, Any] = {
+    "user": [10001, 10001, [10001]],
+    "capabilities": {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0},
+    "no_new_privileges": True,
+    "seccomp": True,
+    "answered": [],
+    "sockets": [],
+    "mounts": {
+        "/": [0, 0, ["ro", "relatime"]],
+        "/proc": [0, 0, ["rw", "nosuid"]],
+        "/dev": [64 << 20, 1000, ["rw", "nosuid"]],
+        "/dev/shm": [4 << 20, 0, ["rw", "nosuid", "nodev", "noexec"]],
+        "/in": [0, 0, ["ro"]],
+        "/out": [4 << 20, 64, ["rw", "nosuid", "nodev", "noexec"]],
+        "/tmp": [256 << 20, 65536, ["rw", "nosuid", "nodev", "noexec"]],
+        "/scratch": [8 << 20, 65536, ["rw", "nosuid", "nodev"]],
+    },
+    "gpus": [],
+    "runs": ["/scratch"],
+    "open": [],
+    "core": 0,
+    "environment": ["HOME", "LANG", "PATH"],
+    "processors": CPUS,
+    "processes": 37,
+    "memory_survived": False,
+}
+
+
+def test_nothing_is_found_where_everything_holds() -> None:
+    assert list(judge(FACTS, gpus=0)) == []
+    assert list(judge({**FACTS, "gpus": ["nvidia0"]}, gpus=1)) == []
+    refuse(())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (lambda facts: facts.update(user=[0, 0, [0]]), "user"),
+        (lambda facts: facts.update(user=[10001, 10001, [10001, 999]]), "user"),
+        (lambda facts: facts["capabilities"].update(CapEff=1 << 21), "no capabilities"),
+        (lambda facts: facts.update(no_new_privileges=False), "no new privileges"),
+        (lambda facts: facts.update(seccomp=False), "seccomp"),
+        (lambda facts: facts.update(answered=["keyctl (done)"]), "seccomp profile"),
+        (lambda facts: facts.update(sockets=["AF_INET"]), "no network"),
+        (lambda facts: facts["mounts"].update({"/": [1, 1, ["rw"]]}), "a read-only root"),
+        (lambda facts: facts["mounts"].pop("/"), "a read-only root"),
+        (lambda facts: facts["mounts"].update({"/host": [1, 1, ["rw"]]}), "few places to write"),
+        (lambda facts: facts["mounts"]["/out"].__setitem__(0, 0), "the size of /out"),
+        (lambda facts: facts["mounts"]["/tmp"].__setitem__(0, 24 << 30), "the size of /tmp"),
+        (lambda facts: facts["mounts"]["/scratch"].__setitem__(1, 0), "files in /scratch"),
+        (lambda facts: facts["mounts"]["/out"][2].remove("nodev"), "/out nodev"),
+        (lambda facts: facts.update(gpus=["nvidia0"]), "0 GPUs"),
+        (lambda facts: facts.update(runs=["/tmp", "/scratch"]), "programs run from /scratch alone"),
+        (lambda facts: facts.update(runs=[]), "programs run from /scratch alone"),
+        (lambda facts: facts.update(open=["/proc/stat"]), "masked paths"),
+        (lambda facts: facts.update(core=-1), "no core dumps"),
+        (lambda facts: facts.update(environment=["HOME", "HTTP_PROXY"]), "an environment built from empty"),
+        (lambda facts: facts.update(processors=1.9), "cpus"),
+        (lambda facts: facts.update(processes=None), "pids"),
+        (lambda facts: facts.update(processes=80), "pids"),
+        (lambda facts: facts.update(memory_survived=True), "memory"),
+    ],
+)
+def test_what_does_not_hold_is_named(spoil: Callable[[dict[str, Any]], object], what: str) -> None:
+    facts = copy.deepcopy(FACTS)
+    spoil(facts)
+
+    (found,) = judge(facts, gpus=0)
+
+    assert found.what == what
+    with pytest.raises(EngineError, match=f"{what}: "):
+        refuse([found])
+
+
+def test_a_gpu_that_was_asked_for_and_is_not_there_is_named() -> None:
+    assert list(judge(FACTS, gpus=1)) == [Finding(what="1 GPUs", found="0 are there ()")]
+
+
+class FakeSandbox:
+    """Ends every container as it is told, with the log that it is told."""
+
+    def __init__(self, said: str) -> None:
+        self._said = said
+        self.specs: list[TrialSpec] = []
+
+    def run(
+        self,
+        spec: TrialSpec,
+        destination: Path,
+        *,
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
+    ) -> Result:
+        del created, progress
+        self.specs.append(spec)
+        path = destination / "probe.log"
+        path.write_text(self._said)
+        return Result(ending=Ending.CRASHED, reason="exit code 1", log_path=path)
+
+    def reap(self, labels: dict[str, str]) -> int:
+        raise AssertionError(labels)
+
+
+def test_a_probe_that_says_nothing_is_no_clean_bill() -> None:
+    for said in ("", "Traceback ...\nImportError: no ctypes"):
+        with pytest.raises(EngineError, match=r"could not be tried: .* \(exit code 1\)"):
+            probe(FakeSandbox(said), "sha256:1", gpu=None, labels={})
+
+
+def test_it_asks_for_a_gpu_only_if_the_run_has_one() -> None:
+    sandbox = FakeSandbox("{}")
+    with pytest.raises(KeyError):
+        probe(sandbox, "sha256:1", gpu="GPU-1", labels={"a": "b"})
+
+    (spec,) = sandbox.specs
+    assert (spec.gpu, spec.labels, spec.limits) == ("GPU-1", (("a", "b"),), LIMITS)
