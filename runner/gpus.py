@@ -46,6 +46,25 @@ def memory_used(uuid: str) -> int | None:
         return None
 
 
+def foreign_processes(uuid: str) -> list[str]:
+    """The processes that compute on the GPU with this UUID, as far as the driver tells; called when ours do not.
+
+    Raises `GpuError` if the driver does not answer.
+    """
+    with _nvml() as nvml:
+        found = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
+        return [f"process {one.pid} with {(one.usedGpuMemory or 0) >> 20} MiB" for one in found]
+
+
+def index_of(uuid: str) -> int:
+    """The index of the GPU with this UUID.  Raises `GpuError` if it is not there."""
+    for gpu in discover():
+        if gpu.uuid == uuid:
+            return gpu.index
+    message = f"GPU {uuid} is no longer in this machine"
+    raise GpuError(message)
+
+
 def _describe(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     return Gpu(

@@ -56,14 +56,18 @@ class Lease:
 
     def __init__(self, handle: int, uuid: str, run: str) -> None:
         self.uuid = uuid
+        self.container = ""
+        """Which container may run on it."""
         self._handle, self._run = handle, run
 
     def cover(self, container: str, seconds: float) -> None:
         """Say, before it is created, that `container` may run for so long from now."""
+        self.container = container
         _write(self._handle, _note(self._run, container, now() + seconds))
 
     def uncover(self) -> None:
         """Say that no container of ours runs any more."""
+        self.container = ""
         _write(self._handle, _note(self._run, "", 0.0))
 
 
@@ -89,8 +93,12 @@ def held(place: Path, uuid: str, *, run: str, gone: Gone) -> Iterator[Lease]:
             )
         lease = Lease(handle, uuid, run)
         lease.uncover()
-        yield lease
-        os.ftruncate(handle, 0)
+        try:
+            yield lease
+        finally:
+            # What was interrupted has removed its container, as a rule.
+            if not lease.container or gone(lease.container):
+                os.ftruncate(handle, 0)
     finally:
         os.close(handle)  # which gives the lock back
 

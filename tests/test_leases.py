@@ -134,6 +134,19 @@ def test_when_no_container_runs_any_more_nothing_is_left_behind_by_a_kill(tmp_pa
         assert '"deadline": 0.0' in (tmp_path / f"{UUID}.lease").read_text()
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_was_interrupted_leaves_a_note_only_if_its_container_may_run(tmp_path: Path, *, gone: bool) -> None:
+    def interrupted() -> None:
+        with leases.held(tmp_path, UUID, run="ours", gone=lambda _: gone) as lease:
+            lease.cover("one", 100)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert ((tmp_path / f"{UUID}.lease").read_bytes() == b"") is gone
+
+
 def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
     path, other = tmp_path / f"{UUID}.lease", tmp_path / "other"
     other.write_text("precious")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from runner import ledger
 from runner.durable import write_durably
-from runner.errors import StateError, UsageError
+from runner.errors import GpuError, StateError, UsageError
 from runner.ledger import JOURNAL, State
 from runner.workspace import Workspace, check_tag
 
@@ -243,6 +243,28 @@ def within(task: Task, client: Engine) -> Task:
     """The task with no more CPUs than the engine has: asking for more is refused by it."""
     there = float(client.info()["NCPU"])
     return replace(task, limits=replace(task.limits, cpus=min(task.limits.cpus, there)))
+
+
+@contextmanager
+def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> Iterator[Sandbox]:
+    """The sandbox with the exclusive right to the GPU of this UUID, if there is one.
+
+    Raises `GpuError` if another runner has it, or anything else computes on it or might.
+    """
+    if gpu is None:
+        yield sandbox
+        return
+    from runner import gpus, leases
+    from runner.sandbox.leased import LeasedSandbox
+    from runner.sandbox.tenants import is_gone, tenants
+
+    index = gpus.index_of(gpu)
+    with leases.held(leases.folder(), gpu, run=run, gone=lambda name: is_gone(client, name)) as lease:
+        busy = [f"container {name}" for name in tenants(client, gpu, index)] or gpus.foreign_processes(gpu)
+        if busy:
+            message = f"GPU {index} ({gpu}) is in use by {', '.join(busy)}: end that, or name another with --gpus"
+            raise GpuError(message)
+        yield LeasedSandbox(sandbox, lease)
 
 
 def try_isolation(

@@ -67,18 +67,19 @@ class Session:
         task = parts.within(self.task, client)
         labels = parts.owner_labels(self.workspace.state)
         trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
-        sandbox = DockerSandbox(client, gpu_memory=gpus.memory_used)
-        sandbox.reap({"autoresearch.run": header["id"]})
-        parts.reap_dead(sandbox, self.workspace.state)
-        parts.try_isolation(
-            sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), again=self.probed_anew
-        )
-        if task.score.reported:
-            yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
-        else:
-            prepared = self._prepared(task, client)
-            with self._auditing(sandbox, client, task, prepared, trial_labels) as measurer:
-                yield measurer, parts.gate(task, prepared)
+        engine = DockerSandbox(client, gpu_memory=gpus.memory_used)
+        engine.reap({"autoresearch.run": header["id"]})
+        parts.reap_dead(engine, self.workspace.state)
+        with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
+            parts.try_isolation(
+                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), again=self.probed_anew
+            )
+            if task.score.reported:
+                yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
+            else:
+                prepared = self._prepared(task, client)
+                with self._auditing(sandbox, client, task, prepared, trial_labels) as measurer:
+                    yield measurer, parts.gate(task, prepared)
 
     def _reporting(
         self, sandbox: Sandbox, task: Task, header: Event, labels: tuple[tuple[str, str], ...]

@@ -1,0 +1,54 @@
+"""A driver with two GPUs that do not exist, for processes that find this module before the real binding.
+
+FAKE_NVML_BUSY names the index of one on which somebody computes.
+"""
+
+import os
+from types import SimpleNamespace
+
+NAMES = ["Imaginary 80 GB", "Imaginary 24 GB"]
+UUIDS = ["GPU-00000000-0000-0000-0000-000000000000", "GPU-00000000-0000-0000-0000-000000000001"]
+
+
+class NVMLError(Exception):
+    """What the binding raises."""
+
+
+def nvmlInit() -> None:
+    """The driver answers."""
+
+
+def nvmlShutdown() -> None:
+    """It is let go."""
+
+
+def nvmlDeviceGetCount() -> int:
+    return len(NAMES)
+
+
+def nvmlDeviceGetHandleByIndex(index: int) -> int:
+    return index
+
+
+def nvmlDeviceGetHandleByUUID(uuid: str) -> int:
+    if uuid not in UUIDS:
+        message = "Not Found"
+        raise NVMLError(message)
+    return UUIDS.index(uuid)
+
+
+def nvmlDeviceGetUUID(handle: int) -> str:
+    return UUIDS[handle]
+
+
+def nvmlDeviceGetName(handle: int) -> str:
+    return NAMES[handle]
+
+
+def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
+    return SimpleNamespace(total=(80 if handle == 0 else 24) << 30, used=1 << 20)
+
+
+def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[SimpleNamespace]:
+    busy = os.environ.get("FAKE_NVML_BUSY") == str(handle)
+    return [SimpleNamespace(pid=4242, usedGpuMemory=300 << 20)] if busy else []

@@ -1,0 +1,132 @@
+"""How a run on a GPU starts, as far as that goes without one: a driver that is a fake, an engine that is real."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from runner import leases
+from tests.docker.conftest import STATE, ours
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(120)]
+
+COMMAND = Path(sys.executable).with_name("autoresearch")
+ROOT = Path(__file__).parents[2]
+FAKE = Path(__file__).with_name("nvml")
+UUID = "GPU-00000000-0000-0000-0000-000000000000"
+
+
+class Task:
+    """A task with the CPU image in the CUDA image's place."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.leases = folder, folder.parent / "leases"
+        self.leases.mkdir(mode=0o700)
+        subprocess.run([COMMAND, "init", str(folder)], check=True, capture_output=True)
+        (folder / ".autoresearch").mkdir(exist_ok=True)
+        known = json.loads((STATE / "images.json").read_text())
+        text = json.dumps(known).replace('"cpu"', '"cuda"')
+        (folder / ".autoresearch" / "images.json").write_text(text)
+
+    def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        found = {
+            **os.environ,
+            "AUTORESEARCH_DATA": str(STATE / "data"),
+            "AUTORESEARCH_LEASES": str(self.leases),
+            "PYTHONPATH": f"{FAKE}{os.pathsep}{ROOT}",
+            **environment,
+        }
+        command = [str(COMMAND), "run", "--preset", "tiny", "--trials", "0", *arguments]
+        return subprocess.run(command, cwd=self.folder, env=found, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Task:
+    return Task(tmp_path / "task")
+
+
+@contextmanager
+def tenant(engine: DockerClient, image: str, name: str, **host: object) -> Iterator[None]:
+    body = {
+        "Image": image, "Cmd": ["sleep", "60"], "Labels": {"autoresearch.test": "tenant"}, "HostConfig": {"NetworkMode": "none", **host},
+        "Env": [f"NVIDIA_VISIBLE_DEVICES={UUID}"],
+    }  # fmt: skip
+    identifier = engine.api.create_container_from_config(body, name)["Id"]  # type: ignore[no-untyped-call]
+    try:
+        engine.api.start(identifier)
+        yield
+    finally:
+        engine.api.remove_container(identifier, force=True)
+
+
+def test_a_gpu_that_is_not_there_is_an_error_and_never_a_slower_run(task: Task) -> None:
+    done = task.run("--gpus", "2")
+
+    assert done.returncode == 4
+    assert "there is no GPU 2; this machine has: 0 (Imaginary 80 GB), 1 (Imaginary 24 GB)" in done.stderr
+
+
+def test_a_gpu_that_another_runner_has_is_refused_by_name(task: Task) -> None:
+    with leases.held(task.leases, UUID, run="nightly", gone=lambda _: False):
+        done = task.run("--gpus", "0")
+
+    assert done.returncode == 4, done.stderr
+    assert f"GPU {UUID} is leased by " in done.stderr
+    assert "(run nightly, process " in done.stderr
+
+
+def test_a_stale_lease_holds_until_its_deadline_and_not_longer(task: Task) -> None:
+    path = task.leases / f"{UUID}.lease"
+    note = {"boot": leases.BOOT_ID.read_text().strip(), "uid": 12001, "pid": 1, "run": "x", "container": "gone?", "deadline": leases.now() + 90}
+    path.write_text(json.dumps(note))
+    done = task.run("--gpus", "0")
+    assert done.returncode == 4
+    assert "user 12001 (run x, process 1) died and left a container that may run for" in done.stderr
+
+    # Of our own user's container the engine knows that it is gone: the lease is ours, and the next step is the engine's.
+    path.write_text(json.dumps({**note, "uid": os.getuid()}))
+    done = task.run("--gpus", "0")
+    assert "died and left" not in done.stderr
+    assert "cannot give a container a GPU" in done.stderr, done.stderr
+
+
+def test_a_gpu_on_which_somebody_computes_is_refused(task: Task) -> None:
+    done = task.run("--gpus", "0", FAKE_NVML_BUSY="0")
+
+    assert done.returncode == 4
+    assert f"GPU 0 ({UUID}) is in use by process 4242 with 300 MiB" in done.stderr
+
+
+def test_a_gpu_that_a_foreign_container_may_use_is_refused_and_the_container_untouched(
+    task: Task, engine: DockerClient, cpu_image: str
+) -> None:
+    with tenant(engine, cpu_image, "autoresearch-test-tenant", Devices=[
+        {"PathOnHost": "/dev/null", "PathInContainer": "/dev/nvidia7", "CgroupPermissions": "rw"}
+    ]):  # fmt: skip
+        free = task.run("--gpus", "0")
+        assert "is in use by" not in free.stderr
+    with tenant(engine, cpu_image, "autoresearch-test-tenant", Privileged=True):
+        done = task.run("--gpus", "0")
+        assert done.returncode == 4
+        assert f"GPU 0 ({UUID}) is in use by container autoresearch-test-tenant" in done.stderr
+        assert ours(engine, "autoresearch.test=tenant") == ["/autoresearch-test-tenant"]
+
+
+def test_an_engine_without_the_nvidia_toolkit_is_refused_and_the_lease_given_back(task: Task) -> None:
+    done = task.run("--gpus", "0")
+
+    assert done.returncode == 4, done.stderr
+    assert "cannot give a container a GPU" in done.stderr
+    assert "Install the NVIDIA container toolkit" in done.stderr
+    assert (task.leases / f"{UUID}.lease").read_bytes() == b""
