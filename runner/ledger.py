@@ -236,9 +236,12 @@ def _private_folder(path: Path) -> None:
         raise StateError(message)
     with _disk_errors(path):
         path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
+    found = path.stat()
+    if found.st_uid != os.getuid():
         message = f"{path} belongs to another user: remove it, or work in a clone of your own"
         raise StateError(message)
+    if found.st_mode & 0o077:  # made by hand, or by a copy that kept no modes
+        path.chmod(0o700)
 
 
 def record_to_json(record: Record) -> Event:

@@ -192,3 +192,14 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         assert run.state.open is None
 
     assert ledger.read(folder).header is not None
+
+
+def test_a_state_folder_that_others_can_read_is_closed_to_them(tmp_path: Path) -> None:
+    state = tmp_path / ".autoresearch"
+    state.mkdir(mode=0o755)
+    (state / "kept").write_text("x")
+
+    ledger.make_state(state)
+
+    assert state.stat().st_mode & 0o777 == 0o700
+    assert (state / "kept").read_text() == "x"
