@@ -125,6 +125,16 @@ def test_the_rest_of_the_call_counts_too(spoil: Callable[[dict[str, Any]], objec
     assert one.startswith(said)
 
 
+def test_an_engines_own_defaults_for_what_was_not_asked_are_no_difference() -> None:
+    found = made(body())
+    found["HostConfig"]["Ulimits"].append({"Name": "nproc", "Soft": 64000, "Hard": 64000})
+    found["HostConfig"]["LogConfig"]["Config"]["mode"] = "non-blocking"
+    assert differences(body(), found, ["WARNING: IPv4 forwarding is disabled. Networking will not work."]) == []
+
+    found["HostConfig"]["LogConfig"]["Config"]["max-size"] = "-1"
+    assert differences(body(), found)[0].startswith("LogConfig: asked ")
+
+
 def test_a_warning_is_an_error_unless_it_is_known() -> None:
     assert differences(body(), made(body()), ["Your kernel does not support pids limit. Pids limit discarded."]) == [
         "it warns: Your kernel does not support pids limit. Pids limit discarded."

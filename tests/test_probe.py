@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,19 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_named() -> None:
     assert list(judge(FACTS, gpus=1)) == [Finding(what="1 GPUs", found="0 are there ()")]
 
 
+def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
+    facts = copy.deepcopy(FACTS) | {"gpus": ["nvidia0"]}
+    facts["mounts"]["/run/nvidia-persistenced/socket"] = [1, 1, ["rw", "nosuid"]]
+
+    assert list(judge(facts, gpus=1)) == []
+    assert [one.what for one in judge(facts | {"gpus": []}, gpus=0)] == ["few places to write"]
+
+
 class FakeSandbox:
     """Ends every container as it is told, with the log that it is told."""
 
-    def __init__(self, said: str) -> None:
-        self._said = said
+    def __init__(self, said: str, ending: Ending = Ending.CRASHED) -> None:
+        self._said, self._ending = said, ending
         self.specs: list[TrialSpec] = []
 
     def run(
@@ -110,22 +119,28 @@ class FakeSandbox:
         self.specs.append(spec)
         path = destination / "probe.log"
         path.write_text(self._said)
-        return Result(ending=Ending.CRASHED, reason="exit code 1", log_path=path)
+        return Result(ending=self._ending, reason="exit code 1", log_path=path)
 
     def reap(self, labels: dict[str, str]) -> int:
         raise AssertionError(labels)
 
 
 def test_a_probe_that_says_nothing_is_no_clean_bill() -> None:
-    for said in ("", "Traceback ...\nImportError: no ctypes"):
+    unfinished = json.dumps({**FACTS, "memory_survived": None})
+    for said in ("", "{}", "Traceback ...\nImportError: no ctypes", unfinished):
         with pytest.raises(EngineError, match=r"could not be tried: .* \(exit code 1\)"):
             probe(FakeSandbox(said), "sha256:1", gpu=None, labels={})
 
 
+def test_a_limit_of_memory_that_ends_the_whole_container_is_one() -> None:
+    unfinished = json.dumps({**FACTS, "memory_survived": None})
+
+    assert probe(FakeSandbox(unfinished, Ending.OUT_OF_MEMORY), "sha256:1", gpu=None, labels={}) == ()
+
+
 def test_it_asks_for_a_gpu_only_if_the_run_has_one() -> None:
-    sandbox = FakeSandbox("{}")
-    with pytest.raises(KeyError):
-        probe(sandbox, "sha256:1", gpu="GPU-1", labels={"a": "b"})
+    sandbox = FakeSandbox(json.dumps(FACTS))
+    assert [one.what for one in probe(sandbox, "sha256:1", gpu="GPU-1", labels={"a": "b"})] == ["1 GPUs"]
 
     (spec,) = sandbox.specs
     assert (spec.gpu, spec.labels, spec.limits) == ("GPU-1", (("a", "b"),), LIMITS)

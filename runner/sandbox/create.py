@@ -16,9 +16,11 @@ from runner.sandbox.translate import engine_errors, remove_container
 if TYPE_CHECKING:
     from docker import DockerClient
 
-EXCUSED: Mapping[str, str] = {
+EXCUSED: Mapping[str, str | None] = {
     # Without swap accounting the limit of memory alone can be had.
     "does not support swap limit capabilities": "MemorySwap",
+    # Said of every container; ours have no network.
+    "IPv4 forwarding is disabled": None,
 }
 """Parts of warnings that are no error, and the setting that may differ then."""
 NEVER_ASKED: Mapping[str, tuple[object, ...]] = {
@@ -110,7 +112,11 @@ def _same(key: str, wanted: Any, found: Any) -> bool:
         case "SecurityOpt" | "CapDrop" | "MaskedPaths":
             return sorted(wanted) == sorted(found or ())
         case "Ulimits":
-            return sorted(map(_limit, wanted)) == sorted(map(_limit, found or ()))
+            # The engine adds its own defaults for others.
+            return set(map(_limit, wanted)) <= set(map(_limit, found or ()))
+        case "LogConfig":
+            # So it does here.
+            return bool(found) and found.get("Type") == wanted["Type"] and wanted["Config"].items() <= (found.get("Config") or {}).items()
         case "RestartPolicy":
             return bool(found) and found.get("Name") in (wanted["Name"], "")
         case "DeviceRequests":

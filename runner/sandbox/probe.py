@@ -16,7 +16,7 @@ from runner.errors import EngineError
 from runner.protocols import Sandbox
 from runner.sandbox.container import TMP_BYTES, TRIAL_USER
 from runner.sandbox.masks import masked_paths
-from runner.trial import Limits, TrialSpec
+from runner.trial import Ending, Limits, TrialSpec
 
 PROGRAM = Path(__file__).with_name("inside_probe.py").read_text(encoding="utf-8")
 MEMORY, PIDS, CPUS = 96 << 20, 40, 0.5
@@ -40,6 +40,9 @@ WRITABLE: Mapping[str, int] = {"/tmp": TMP_BYTES, "/scratch": SCRATCH, "/out": O
 """Where a trial may write, and how many bytes at most."""
 OF_THE_KERNEL = ("/dev", "/dev/pts", "/dev/mqueue", "/dev/console")
 """Mounted writable by every engine; what they hold is memory that counts as the container's."""
+
+OF_THE_DRIVER = ("/dev/nvidia", "/run/nvidia-", "/var/run/nvidia-")
+"""Device files and sockets that NVIDIA's toolkit mounts for a container with a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +74,12 @@ def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str,
         said = result.log_path.read_text(errors="replace") if result.log_path else ""
     try:
         facts = json.loads(said.splitlines()[-1])
-    except (IndexError, ValueError):
+        whole = facts["memory_survived"] is not None or result.ending is Ending.OUT_OF_MEMORY
+    except (IndexError, ValueError, KeyError):
+        whole = False
+    if not whole:
         message = f"the isolation could not be tried: the probe's container ended as {result.ending} ({result.reason}) and said: {said[-300:]!r}"
-        raise EngineError(message) from None
+        raise EngineError(message)
     return tuple(judge(facts, gpus=0 if gpu is None else 1))
 
 
@@ -98,7 +104,7 @@ def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
     yield from _unless(facts["seccomp"], "seccomp", "no filter is in force")
     yield from _unless(not facts["answered"], "seccomp profile", f"the kernel answered {', '.join(facts['answered'])}")
     yield from _unless(not facts["sockets"], "no network", f"sockets of {', '.join(facts['sockets'])} can be had")
-    yield from _of_mounts(facts["mounts"])
+    yield from _of_mounts(facts["mounts"], OF_THE_DRIVER if gpus else ())
     yield from _unless(facts["runs"] == ["/scratch"], "programs run from /scratch alone", f"they run from {facts['runs'] or 'nowhere'}")
     yield from _unless(not facts["open"], "masked paths", f"{len(facts['open'])} can be read, {', '.join(facts['open'][:3])} among them")
     yield from _unless(facts["core"] == 0, "no core dumps", f"of up to {facts['core']} bytes")
@@ -113,14 +119,14 @@ def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
     yield from _unless(not facts["memory_survived"], "memory", f"twice the {MEMORY >> 20} MiB could be used")
 
 
-def _of_mounts(mounts: Mapping[str, Any]) -> Iterator[Finding]:
+def _of_mounts(mounts: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[Finding]:
     root = mounts.get("/", [0, 0, []])[2]
     yield from _unless("ro" in root, "a read-only root", "it can be written")
     for point, (size, inodes, options) in sorted(mounts.items()):
         if "rw" not in options or point == "/" or point in OF_THE_KERNEL or point.startswith(("/proc", "/sys")):
             continue
         if point not in WRITABLE:
-            yield from _unless(point.startswith("/dev/nvidia"), "few places to write", f"{point} can be written")
+            yield from _unless(point.startswith(allowed), "few places to write", f"{point} can be written")
             continue
         capped = 0 < size <= WRITABLE[point] + (1 << 20)
         yield from _unless(capped, f"the size of {point}", f"{size >> 20} MiB instead of {WRITABLE[point] >> 20}")
