@@ -52,7 +52,10 @@ def foreign_processes(uuid: str) -> list[str]:
     Raises `GpuError` if the driver does not answer.
     """
     with _nvml() as nvml:
-        found = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
+        try:
+            found = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
+        except nvml.NVMLError_NotSupported:  # some virtual GPUs
+            return []
         return [f"process {one.pid} with {(one.usedGpuMemory or 0) >> 20} MiB" for one in found]
 
 

@@ -131,6 +131,13 @@ def test_an_engines_own_defaults_for_what_was_not_asked_are_no_difference() -> N
     found["HostConfig"]["LogConfig"]["Config"]["mode"] = "non-blocking"
     assert differences(body(), found, ["WARNING: IPv4 forwarding is disabled. Networking will not work."]) == []
 
+    networked, there = body(), made(body())
+    for one in (networked, there):
+        one["HostConfig"]["NetworkMode"] = "bridge"
+    assert differences(networked, there, ["IPv4 forwarding is disabled. Networking will not work."]) == [
+        "it warns: IPv4 forwarding is disabled. Networking will not work."
+    ]
+
     found["HostConfig"]["LogConfig"]["Config"]["max-size"] = "-1"
     assert differences(body(), found)[0].startswith("LogConfig: asked ")
 

@@ -24,7 +24,7 @@ OWNER = """
     from pathlib import Path
     from runner import leases
 
-    with leases.held(Path(sys.argv[1]), sys.argv[2], run="theirs", gone=lambda name: False) as lease:
+    with leases.held(Path(sys.argv[1]), sys.argv[2], run="theirs", engine="E", gone=lambda *_: False) as lease:
         if sys.argv[3] != "0":
             lease.cover("autoresearch-1-train", float(sys.argv[3]))
         print("held", flush=True)
@@ -51,11 +51,11 @@ def take(place: Path, *, gone: bool = False) -> list[str]:
     """Hold the lease for a moment; the containers that were asked about."""
     asked: list[str] = []
 
-    def is_gone(name: str) -> bool:
-        asked.append(name)
+    def is_gone(engine: str, container: str) -> bool:
+        asked.append(f"{container} of {engine}")
         return gone
 
-    with leases.held(place, UUID, run="ours", gone=is_gone) as lease:
+    with leases.held(place, UUID, run="ours", engine="E", gone=is_gone) as lease:
         assert lease.uuid == UUID
     return asked
 
@@ -71,7 +71,7 @@ def test_one_at_a_time_and_the_other_is_told_who(tmp_path: Path) -> None:
 
 
 def test_another_gpu_is_another_lease(tmp_path: Path) -> None:
-    with owner(tmp_path), leases.held(tmp_path, "MIG-1/2", run="ours", gone=lambda _: False):
+    with owner(tmp_path), leases.held(tmp_path, "MIG-1/2", run="ours", engine="E", gone=lambda *_: False):
         assert (tmp_path / "MIG-1_2.lease").exists()
 
 
@@ -88,15 +88,15 @@ def test_a_killed_owners_container_is_waited_for_unless_it_is_known_to_be_gone(t
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-        with pytest.raises(GpuError, match=r"died and left a container that may run for (60|59|58) s more.*autoresearch reap"):
+        with pytest.raises(GpuError, match=r"died and left a container that may run for (120|119|118) s more.*starting a run there again"):
             take(tmp_path)
         with pytest.raises(GpuError, match="died and left"):
             take(tmp_path)  # having looked changes nothing
-        assert take(tmp_path, gone=True) == ["autoresearch-1-train"]
+        assert take(tmp_path, gone=True) == ["autoresearch-1-train of E"]
 
 
 def test_a_deadline_that_has_passed_is_none(tmp_path: Path) -> None:
-    with owner(tmp_path, covers=0.3) as process:
+    with owner(tmp_path, covers=0.3 - leases.MARGIN_SECONDS) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
         time.sleep(0.35)
@@ -126,8 +126,8 @@ def test_a_note_of_another_boot_or_without_sense_holds_nothing(tmp_path: Path, o
     assert take(tmp_path) == []
 
 
-def test_when_no_container_runs_any_more_nothing_is_left_behind_by_a_kill(tmp_path: Path) -> None:
-    with leases.held(tmp_path, UUID, run="ours", gone=lambda _: False) as lease:
+def test_the_file_says_which_container_may_run_and_when_none_does(tmp_path: Path) -> None:
+    with leases.held(tmp_path, UUID, run="ours", engine="E", gone=lambda *_: False) as lease:
         lease.cover("one", 100)
         assert '"container": "one"' in (tmp_path / f"{UUID}.lease").read_text()
         lease.uncover()
@@ -137,7 +137,7 @@ def test_when_no_container_runs_any_more_nothing_is_left_behind_by_a_kill(tmp_pa
 @pytest.mark.parametrize("gone", [True, False])
 def test_what_was_interrupted_leaves_a_note_only_if_its_container_may_run(tmp_path: Path, *, gone: bool) -> None:
     def interrupted() -> None:
-        with leases.held(tmp_path, UUID, run="ours", gone=lambda _: gone) as lease:
+        with leases.held(tmp_path, UUID, run="ours", engine="E", gone=lambda *_: gone) as lease:
             lease.cover("one", 100)
             raise KeyboardInterrupt
 
@@ -145,6 +145,28 @@ def test_what_was_interrupted_leaves_a_note_only_if_its_container_may_run(tmp_pa
         interrupted()
 
     assert ((tmp_path / f"{UUID}.lease").read_bytes() == b"") is gone
+
+
+def test_a_deadline_may_be_as_far_away_as_a_task_may_ask_for(tmp_path: Path) -> None:
+    with owner(tmp_path, covers=8 * 24 * 3600.0 + 3600) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+        with pytest.raises(GpuError, match="died and left"):
+            take(tmp_path)
+
+
+def test_a_file_that_is_removed_while_it_is_locked_is_no_lease(tmp_path: Path) -> None:
+    """As whoever made it may do, even in a sticky folder."""
+    handle = leases._open(tmp_path, UUID)
+    leases._refuse_replaced(tmp_path, UUID, handle)
+    (tmp_path / f"{UUID}.lease").unlink()
+    with pytest.raises(GpuError, match="was removed or replaced"):
+        leases._refuse_replaced(tmp_path, UUID, handle)
+    (tmp_path / f"{UUID}.lease").touch()
+    with pytest.raises(GpuError, match="was removed or replaced"):
+        leases._refuse_replaced(tmp_path, UUID, handle)
+    os.close(handle)
 
 
 def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
@@ -166,9 +188,9 @@ def test_what_is_no_plain_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_uuid_is_a_name_and_not_a_path(tmp_path: Path) -> None:
     for uuid in ("", "a b", "x" * 200, "GPU\n"):
-        with pytest.raises(GpuError, match="is no UUID"), leases.held(tmp_path, uuid, run="", gone=lambda _: False):
+        with pytest.raises(GpuError, match="is no UUID"), leases.held(tmp_path, uuid, run="", engine="E", gone=lambda *_: False):
             pass
-    with leases.held(tmp_path / ".", "../../up", run="", gone=lambda _: False):
+    with leases.held(tmp_path / ".", "../../up", run="", engine="E", gone=lambda *_: False):
         assert [path.name for path in tmp_path.iterdir()] == [".._.._up.lease"]
 
 
@@ -179,9 +201,10 @@ def test_the_folder_is_the_one_that_is_named_if_it_can_be_trusted(tmp_path: Path
         leases.folder()
     shared.mkdir()
     assert leases.folder() == shared
-    shared.chmod(0o777)
-    with pytest.raises(GpuError, match="not sticky"):
-        leases.folder()
+    for mode in (0o777, 0o775):
+        shared.chmod(mode)
+        with pytest.raises(GpuError, match="not sticky"):
+            leases.folder()
     shared.chmod(0o1777)
     assert leases.folder() == shared
     link = tmp_path / "link"

@@ -25,6 +25,8 @@ FACTS: dict[str, Any] = {
         "/": [0, 0, ["ro", "relatime"]],
         "/proc": [0, 0, ["rw", "nosuid"]],
         "/dev": [64 << 20, 1000, ["rw", "nosuid"]],
+        "/dev/null": [0, 0, ["rw"]],
+        "/dev/full": [0, 0, ["rw"]],
         "/dev/shm": [4 << 20, 0, ["rw", "nosuid", "nodev", "noexec"]],
         "/in": [0, 0, ["ro"]],
         "/out": [4 << 20, 64, ["rw", "nosuid", "nodev", "noexec"]],
@@ -95,9 +97,11 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_named() -> None:
 def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
     facts = copy.deepcopy(FACTS) | {"gpus": ["nvidia0"]}
     facts["mounts"]["/run/nvidia-persistenced/socket"] = [1, 1, ["rw", "nosuid"]]
+    facts["environment"].append("NVIDIA_CTK_LIBCUDA_DIR")
 
     assert list(judge(facts, gpus=1)) == []
-    assert [one.what for one in judge(facts | {"gpus": []}, gpus=0)] == ["few places to write"]
+    found = [one.what for one in judge(facts | {"gpus": []}, gpus=0)]
+    assert found == ["few places to write", "an environment built from empty"]
 
 
 class FakeSandbox:

@@ -31,7 +31,7 @@ def made(env: list[str] | None = None, **host: Any) -> dict[str, Any]:
         (made(DeviceRequests=[{"Count": 2}]), 2, False),
         (made(Devices=[{"PathOnHost": "/dev/nvidia0"}]), 0, True),
         (made(Devices=[{"PathOnHost": "/dev/nvidia1"}]), 0, False),
-        (made(Privileged=True), 0, True),
+        (made(Privileged=True), 0, False),
         (made(["NVIDIA_VISIBLE_DEVICES=all"], Runtime="nvidia"), 0, True),
         (made([f"NVIDIA_VISIBLE_DEVICES={UUID},GPU-2"], Runtime="nvidia"), 0, True),
         (made(["NVIDIA_VISIBLE_DEVICES=all"], Runtime="runc"), 0, False),

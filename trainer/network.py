@@ -52,6 +52,8 @@ class Network:
         train = load_train(prepare.TRIAL_PATH.parent / "train.py")
         self._batch_rows = batch_rows
         self._model = train.build_model(prepare.DEVICE).eval()
+        if self._workers > 1:
+            torch.set_num_threads(1)  # again: the file may have set it
         self._ask = self._model
         shape = (batch_rows, prepare.SEQUENCE_LENGTH)
         dummy = np.random.default_rng(prepare.SEED).integers(prepare.VOCAB_SIZE, size=shape, dtype=np.uint16)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -259,10 +260,11 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
     from runner.sandbox.tenants import is_gone, tenants
 
     index = gpus.index_of(gpu)
-    with leases.held(leases.folder(), gpu, run=run, gone=lambda name: is_gone(client, name)) as lease:
+    engine = str(client.info()["ID"])
+    with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:
         busy = [f"container {name}" for name in tenants(client, gpu, index)] or gpus.foreign_processes(gpu)
         if busy:
-            message = f"GPU {index} ({gpu}) is in use by {', '.join(busy)}: end that, or name another with --gpus"
+            message = f"GPU {index} ({gpu}) was given to {', '.join(busy)}, so what is timed there would not be its own: end that, or name another with --gpus"
             raise GpuError(message)
         yield LeasedSandbox(sandbox, lease)
 

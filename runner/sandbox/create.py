@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 EXCUSED: Mapping[str, str | None] = {
     # Without swap accounting the limit of memory alone can be had.
     "does not support swap limit capabilities": "MemorySwap",
-    # Said of every container; ours have no network.
+    # Said of every container.
     "IPv4 forwarding is disabled": None,
 }
-"""Parts of warnings that are no error, and the setting that may differ then."""
+"""Parts of warnings that are no error for a container without a network, and the setting that may differ then.  Whether memory
+without swap accounting is limited enough, the probe finds out: where there is no swap it is."""
 NEVER_ASKED: Mapping[str, tuple[object, ...]] = {
     "Privileged": (False,),
     "PublishAllPorts": (False,),
@@ -71,9 +72,10 @@ def differences(body: Body, made: Mapping[str, Any], warnings: Sequence[str] = (
 
     And everything that the engine warned of, unless it is known to be harmless.
     """
-    excused = {setting for part, setting in EXCUSED.items() if any(part in one for one in warnings)}
+    known = EXCUSED if body["HostConfig"]["NetworkMode"] == "none" else {}
+    excused = {setting for part, setting in known.items() if any(part in one for one in warnings)}
     host = {key: value for key, value in body["HostConfig"].items() if key not in excused}
-    warned = [f"it warns: {one.strip()}" for one in warnings if not any(part in one for part in EXCUSED)]
+    warned = [f"it warns: {one.strip()}" for one in warnings if not any(part in one for part in known)]
     return [*warned, *_of_config(body, made["Config"]), *_of_host(host, made["HostConfig"]), *_of_mounts(body, made)]
 
 

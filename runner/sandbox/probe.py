@@ -38,10 +38,14 @@ CPU_TOLERANCE = 1.5
 ENVIRONMENT = (("HOME", "/tmp"), ("LANG", "C.UTF-8"))
 WRITABLE: Mapping[str, int] = {"/tmp": TMP_BYTES, "/scratch": SCRATCH, "/out": OUT, "/dev/shm": SHM}
 """Where a trial may write, and how many bytes at most."""
-OF_THE_KERNEL = ("/dev", "/dev/pts", "/dev/mqueue", "/dev/console")
-"""Mounted writable by every engine; what they hold is memory that counts as the container's."""
+OF_THE_KERNEL = (
+    "/dev", "/dev/pts", "/dev/mqueue", "/dev/console",
+    "/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty",
+)  # fmt: skip
+"""Writable with every engine: what they hold is memory that counts as the container's, or nothing.  Where the engine may not make
+device files (rootless, userns-remap), each is a mount of its own."""
 
-OF_THE_DRIVER = ("/dev/nvidia", "/run/nvidia-", "/var/run/nvidia-")
+OF_THE_DRIVER = ("/dev/nvidia", "/run/nvidia-", "/var/run/nvidia-", "/tmp/nvidia-mps")
 """Device files and sockets that NVIDIA's toolkit mounts for a container with a GPU."""
 
 
@@ -57,7 +61,7 @@ class Finding:
 def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str]) -> tuple[Finding, ...]:
     """Everything that a trial's container could do and must not; nothing if the engine isolates.
 
-    Takes two or three seconds.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
+    Takes a second or two.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
     """
     masked = masked_paths(gpu=gpu is not None)
     spec = TrialSpec(
@@ -72,12 +76,8 @@ def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str,
     with tempfile.TemporaryDirectory(prefix="autoresearch-probe-") as folder:
         result = sandbox.run(spec, Path(folder), created=_ignore, progress=_ignore)
         said = result.log_path.read_text(errors="replace") if result.log_path else ""
-    try:
-        facts = json.loads(said.splitlines()[-1])
-        whole = facts["memory_survived"] is not None or result.ending is Ending.OUT_OF_MEMORY
-    except (IndexError, ValueError, KeyError):
-        whole = False
-    if not whole:
+    facts = _facts(said, result.ending)
+    if facts is None:
         message = f"the isolation could not be tried: the probe's container ended as {result.ending} ({result.reason}) and said: {said[-300:]!r}"
         raise EngineError(message)
     return tuple(judge(facts, gpus=0 if gpu is None else 1))
@@ -89,7 +89,8 @@ def refuse(findings: Sequence[Finding]) -> None:
         listed = "; ".join(f"{one.what}: {one.found}" for one in findings)
         message = (
             f"this container engine does not isolate a trial, so none is started. {listed}. "
-            "Rootless engines need cgroup v2 with its controllers delegated; docs/security.md says which engines hold what"
+            "Rootless engines need cgroup v2 with its controllers delegated, machines with swap the kernel's swap accounting; "
+            "docs/security.md says which engines hold what"
         )
         raise EngineError(message)
 
@@ -109,7 +110,8 @@ def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
     yield from _unless(not facts["open"], "masked paths", f"{len(facts['open'])} can be read, {', '.join(facts['open'][:3])} among them")
     yield from _unless(facts["core"] == 0, "no core dumps", f"of up to {facts['core']} bytes")
     foreign = set(facts["environment"]) - {name for name, _ in ENVIRONMENT} - {"PATH", "PWD", "HOSTNAME", "LC_CTYPE", "container"}
-    foreign -= {"NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
+    # NVIDIA's toolkit tells a container with a GPU where its files are; without one a variable of ours keeps it away.
+    foreign -= {name for name in foreign if name.startswith("NVIDIA_") and (gpus or name == "NVIDIA_VISIBLE_DEVICES")}
     yield from _unless(not foreign, "an environment built from empty", f"it has {', '.join(sorted(foreign))}")
     yield from _unless(len(facts["gpus"]) == gpus, f"{gpus} GPUs", f"{len(facts['gpus'])} are there ({', '.join(facts['gpus'])})")
     used = facts["processors"]
@@ -117,6 +119,16 @@ def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
     forked = facts["processes"]
     yield from _unless(forked is not None and forked < PIDS, "pids", f"{'any number of' if forked is None else forked} processes could be made, not {PIDS}")
     yield from _unless(not facts["memory_survived"], "memory", f"twice the {MEMORY >> 20} MiB could be used")
+
+
+def _facts(said: str, ending: Ending | None) -> Mapping[str, Any] | None:
+    """What the program found out, if it came to its end or to the limit of memory."""
+    try:
+        facts = dict(json.loads(said.splitlines()[-1]))
+        whole = facts["memory_survived"] is not None or ending is Ending.OUT_OF_MEMORY
+    except (IndexError, ValueError, KeyError, TypeError):
+        return None
+    return facts if whole else None
 
 
 def _of_mounts(mounts: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ CDI_KIND = "nvidia.com/gpu="
 
 
 def tenants(client: DockerClient, uuid: str, index: int) -> list[str]:
-    """Names of the running containers that may use this GPU, by its UUID or index, or because they may use any."""
+    """Names of the running containers that were given this GPU, by its UUID or index, or because they have all."""
     found = []
     with engine_errors():
         for one in client.api.containers():
@@ -30,7 +30,10 @@ def tenants(client: DockerClient, uuid: str, index: int) -> list[str]:
 
 
 def uses(made: Mapping[str, Any], uuid: str, index: int) -> bool:
-    """Pure: whether the container that the engine describes as `made` may use the GPU."""
+    """Pure: whether the container that the engine describes as `made` was given the GPU.
+
+    A privileged one could use it; whether it does, the driver knows.
+    """
     host = made["HostConfig"]
     names = {uuid, str(index), "all"}
     for request in host.get("DeviceRequests") or ():
@@ -41,17 +44,17 @@ def uses(made: Mapping[str, Any], uuid: str, index: int) -> bool:
             return True
     if any(device.get("PathOnHost") == f"/dev/nvidia{index}" for device in host.get("Devices") or ()):
         return True
-    if host.get("Privileged"):
-        return True
     # How the NVIDIA runtime is asked, where it is the default or is named.
     environment = dict(line.split("=", 1) for line in made["Config"].get("Env") or () if "=" in line)
     asked = set(environment.get("NVIDIA_VISIBLE_DEVICES", "void").split(","))
     return host.get("Runtime") == "nvidia" and bool(asked & names)
 
 
-def is_gone(client: DockerClient, identifier: str) -> bool:
-    """Whether the engine knows that no such container runs; False if it does not answer."""
+def is_gone(client: DockerClient, engine: str, identifier: str) -> bool:
+    """Whether no such container of the engine with the id `engine` runs; False if this is another, or does not answer."""
     try:
+        if client.info()["ID"] != engine:
+            return False
         return not client.api.inspect_container(identifier)["State"]["Running"]
     except docker.errors.NotFound:
         return True

@@ -214,12 +214,12 @@ def _absent(endpoint: Endpoint, error: Exception, *, installed: bool | None) -> 
     if not installed:
         message = (
             "no container engine is installed. As root on Debian or Ubuntu: make engine. Elsewhere install "
-            "Docker (docs.docker.com/engine/install) or podman with its socket, and set DOCKER_HOST"
+            "Docker (docs.docker.com/engine/install), and set DOCKER_HOST if its socket is not the usual one"
         )
         return Found(State.NOT_INSTALLED, message)
     message = (
         f"Docker is installed but no engine answers at {endpoint.url} ({reason}). Start it: "
-        "sudo systemctl start docker; as root without systemd: make engine; podman: set DOCKER_HOST to its socket"
+        "sudo systemctl start docker; as root without systemd: make engine"
     )
     return Found(State.NOT_RUNNING, message)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -57,6 +58,20 @@ def task(tmp_path: Path) -> Task:
 
 
 @contextmanager
+def device() -> Iterator[None]:
+    """Something called /dev/nvidia0, where there is no GPU; it is /dev/null by another name."""
+    path = Path("/dev/nvidia0")
+    if path.exists():
+        yield
+        return
+    os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+@contextmanager
 def tenant(engine: DockerClient, image: str, name: str, **host: object) -> Iterator[None]:
     body = {
         "Image": image, "Cmd": ["sleep", "60"], "Labels": {"autoresearch.test": "tenant"}, "HostConfig": {"NetworkMode": "none", **host},
@@ -78,7 +93,7 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_a_slower_run(task: Task) 
 
 
 def test_a_gpu_that_another_runner_has_is_refused_by_name(task: Task) -> None:
-    with leases.held(task.leases, UUID, run="nightly", gone=lambda _: False):
+    with leases.held(task.leases, UUID, run="nightly", engine="E", gone=lambda *_: False):
         done = task.run("--gpus", "0")
 
     assert done.returncode == 4, done.stderr
@@ -86,13 +101,19 @@ def test_a_gpu_that_another_runner_has_is_refused_by_name(task: Task) -> None:
     assert "(run nightly, process " in done.stderr
 
 
-def test_a_stale_lease_holds_until_its_deadline_and_not_longer(task: Task) -> None:
+def test_a_stale_lease_holds_until_its_deadline_and_not_longer(task: Task, engine: DockerClient) -> None:
     path = task.leases / f"{UUID}.lease"
-    note = {"boot": leases.BOOT_ID.read_text().strip(), "uid": 12001, "pid": 1, "run": "x", "container": "gone?", "deadline": leases.now() + 90}
+    note = {
+        "boot": leases.BOOT_ID.read_text().strip(), "uid": 12001, "pid": 1, "run": "x", "engine": engine.info()["ID"], "container": "gone?",
+        "deadline": leases.now() + 90,
+    }  # fmt: skip
     path.write_text(json.dumps(note))
     done = task.run("--gpus", "0")
     assert done.returncode == 4
     assert "user 12001 (run x, process 1) died and left a container that may run for" in done.stderr
+
+    path.write_text(json.dumps({**note, "uid": os.getuid(), "engine": "another"}))
+    assert "died and left a container" in task.run("--gpus", "0").stderr
 
     # Of our own user's container the engine knows that it is gone: the lease is ours, and the next step is the engine's.
     path.write_text(json.dumps({**note, "uid": os.getuid()}))
@@ -105,7 +126,7 @@ def test_a_gpu_on_which_somebody_computes_is_refused(task: Task) -> None:
     done = task.run("--gpus", "0", FAKE_NVML_BUSY="0")
 
     assert done.returncode == 4
-    assert f"GPU 0 ({UUID}) is in use by process 4242 with 300 MiB" in done.stderr
+    assert f"GPU 0 ({UUID}) was given to process 4242 with 300 MiB" in done.stderr
 
 
 def test_a_gpu_that_a_foreign_container_may_use_is_refused_and_the_container_untouched(
@@ -115,12 +136,20 @@ def test_a_gpu_that_a_foreign_container_may_use_is_refused_and_the_container_unt
         {"PathOnHost": "/dev/null", "PathInContainer": "/dev/nvidia7", "CgroupPermissions": "rw"}
     ]):  # fmt: skip
         free = task.run("--gpus", "0")
-        assert "is in use by" not in free.stderr
-    with tenant(engine, cpu_image, "autoresearch-test-tenant", Privileged=True):
+        assert "was given to" not in free.stderr
+    with device(), tenant(engine, cpu_image, "autoresearch-test-tenant", Devices=[
+        {"PathOnHost": "/dev/nvidia0", "PathInContainer": "/dev/nvidia0", "CgroupPermissions": "rw"}
+    ]):  # fmt: skip
         done = task.run("--gpus", "0")
         assert done.returncode == 4
-        assert f"GPU 0 ({UUID}) is in use by container autoresearch-test-tenant" in done.stderr
+        assert f"GPU 0 ({UUID}) was given to container autoresearch-test-tenant" in done.stderr
         assert ours(engine, "autoresearch.test=tenant") == ["/autoresearch-test-tenant"]
+
+
+def test_a_card_that_cannot_tell_who_computes_is_no_error(task: Task) -> None:
+    done = task.run("--gpus", "0", FAKE_NVML_BUSY="unsupported")
+
+    assert "cannot give a container a GPU" in done.stderr, done.stderr
 
 
 def test_an_engine_without_the_nvidia_toolkit_is_refused_and_the_lease_given_back(task: Task) -> None:

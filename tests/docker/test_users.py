@@ -29,7 +29,7 @@ HOLD = """
     from runner.errors import GpuError
 
     try:
-        with leases.held(leases.folder(), "GPU-1", run=sys.argv[1], gone=lambda name: True) as lease:
+        with leases.held(leases.folder(), "GPU-1", run=sys.argv[1], engine="E", gone=lambda *_: True) as lease:
             lease.cover("a container", float(sys.argv[2]))
             print("held", flush=True)
             sys.stdin.readline()
@@ -95,7 +95,7 @@ def test_the_deadline_of_a_killed_user_is_honoured_by_the_other_who_cannot_look_
     bob.communicate(timeout=20)
 
     # The owner knows that the container is gone.
-    again = runner(place, ALICE, "nightly", seconds=0.1)
+    again = runner(place, ALICE, "nightly", seconds=0)
     assert said(again) == "held"
     again.send_signal(signal.SIGKILL)
     again.communicate(timeout=20)
@@ -104,7 +104,7 @@ def test_the_deadline_of_a_killed_user_is_honoured_by_the_other_who_cannot_look_
     assert path.stat().st_mode & 0o777 == 0o666
 
 
-def test_nobody_can_remove_or_replace_the_others_lease(place: Path) -> None:
+def test_nobody_else_can_remove_a_lease_that_its_holder_made(place: Path) -> None:
     alice = runner(place, ALICE, "nightly")
     assert said(alice) == "held"
     path = place / "shared" / "GPU-1.lease"

@@ -100,3 +100,16 @@ def test_a_process_that_fails_gives_no_answers(trial, capfd):
     with pytest.raises(AssertionError, match="ended with status"):
         network.answer_all(10, 1, answer)
     assert "ValueError: only for the first rows" in capfd.readouterr().err
+
+
+def test_a_file_that_sets_the_number_of_threads_is_answered_all_the_same(trial):
+    """A process that has a pool of threads would hang in the one it forks."""
+    source = FIXED.format(answer="(torch.ones(512, 512) @ torch.ones(512, 512))[0, 0] * torch.ones(*ids.shape, VOCAB_SIZE)")
+    (trial.inputs / "train.py").write_text(f"import torch\ntorch.set_num_threads(4)\n{source}")
+    network = trial.load_network(threads=2).Network(4)
+    tokens = torch.zeros(4, LENGTH, dtype=torch.int64)
+
+    found = network.answer_all(10, 1, lambda part: network.logits(tokens)[0, : part.stop - part.start, :1].numpy())
+
+    assert torch.get_num_threads() == 1
+    assert (found == 512).all()

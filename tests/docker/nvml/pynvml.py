@@ -14,6 +14,10 @@ class NVMLError(Exception):
     """What the binding raises."""
 
 
+class NVMLError_NotSupported(NVMLError):  # noqa: N801, N818
+    """For what a card cannot tell."""
+
+
 def nvmlInit() -> None:
     """The driver answers."""
 
@@ -50,5 +54,7 @@ def nvmlDeviceGetMemoryInfo(handle: int) -> SimpleNamespace:
 
 
 def nvmlDeviceGetComputeRunningProcesses(handle: int) -> list[SimpleNamespace]:
+    if os.environ.get("FAKE_NVML_BUSY") == "unsupported":
+        raise NVMLError_NotSupported
     busy = os.environ.get("FAKE_NVML_BUSY") == str(handle)
     return [SimpleNamespace(pid=4242, usedGpuMemory=300 << 20)] if busy else []
