@@ -76,7 +76,9 @@ def test_there_are_many_and_a_third_of_them_is_quick() -> None:
     assert len(ATTACKS) >= 60
     assert len(ATTACKS) / 4 < len(quick) < len(ATTACKS) / 2
     assert {one.area for one in quick} == {one.area for one in ATTACKS}
-    assert {one.area for one in ATTACKS} == {"audit", "budget", "checkpoint", "claim", "environment", "gate", "targets"}
+    assert {one.area for one in ATTACKS} == {
+        "audit", "budget", "checkpoint", "claim", "environment", "escape", "exhaustion", "gate", "targets",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("one", ATTACKS, ids=lambda one: one.name)
