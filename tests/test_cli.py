@@ -55,7 +55,7 @@ def run_of(task: Path) -> Path:
         record(2, head, Verdict.CRASH, None),
     ]
     with ledger.writing(workspace.state / "old") as run:
-        run.write("run", format=1, id="x", tag="old", head=head, base=head, preset="tiny", overrides={}, seed=1, gpu=None, image="i")
+        run.write("run", format=ledger.FORMAT, id="x", tag="old", head=head, base=head, preset="tiny", overrides={}, seed=1, gpu=None, image="i")
         for found in records:
             run.write("judged", trial=found.trial, record=ledger.record_to_json(found))
             run.write("done", trial=found.trial)

@@ -640,7 +640,7 @@ def test_a_whole_run_and_its_report_on_the_locked_rows(repository: Path, prepare
     test_rows = np.asarray(prepared.rows("test"))
     with ledger.writing(bench.folder) as held:
         base = bench.workspace.head()
-        held.write("run", format=1, tag="t", base=base, head=base, seed=3, image="sha256:i", gpu=None)
+        held.write("run", format=ledger.FORMAT, tag="t", base=base, head=base, seed=3, image="sha256:i", gpu=None)
         bench.workspace.start_branch("t", base)
         run = Run(task=bench.task, tag="t", ledger=held, workspace=bench.workspace)
         agent = ScriptedAgent(["SHARP = 1.0\n", "SHARP = 0.0\n"])
@@ -727,7 +727,7 @@ def leave_run(task: Path, *, keep: bool) -> Path:
     head = workspace.head()
     folder = workspace.state / "old"
     with ledger.writing(folder) as run:
-        run.write("run", format=1, id="x", tag="old", head=head, base=BASE, preset="tiny", overrides={}, seed=1, gpu=None, image="i", images={})
+        run.write("run", format=ledger.FORMAT, id="x", tag="old", head=head, base=BASE, preset="tiny", overrides={}, seed=1, gpu=None, image="i", images={})
         for one in [*SEARCHED[:2], kept(2, FIRST, BASE, 1.5) if keep else record(2)]:
             run.write("judged", trial=one.trial, record=ledger.record_to_json(replace(one, tag="old")))
             run.write("done", trial=one.trial)

@@ -64,7 +64,7 @@ class Bench:
         with ledger.writing(self.folder) as run:
             if run.state.header is None:
                 base = self.workspace.head()
-                run.write("run", format=1, tag=self.tag, base=base, head=base, seed=3, image="sha256:i", gpu=None)
+                run.write("run", format=ledger.FORMAT, tag=self.tag, base=base, head=base, seed=3, image="sha256:i", gpu=None)
                 self.workspace.start_branch(self.tag, base)
             held = Run(task=self.task, tag=self.tag, ledger=run, workspace=self.workspace)
             yield Loop(held, self.measurer, agent, self.view, gate=self.gate, **({"clock": clock} if clock else {}))
