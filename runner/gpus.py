@@ -7,7 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from runner.disturbance import Reading
 from runner.errors import GpuError
+
+SLOWDOWNS = {0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat", 0x80: "power brake"}
+"""Bits of the driver's reasons for low clocks (nvml.h) that no trial causes by itself on a sound machine.  The software's limit
+of power (0x4) is not among them: it is the card's normal state under load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +42,16 @@ def pick(index: int) -> Gpu:
     raise GpuError(message)
 
 
-def memory_used(uuid: str) -> int | None:
-    """Bytes in use on the GPU with this UUID, or None if NVML does not say."""
+def reading(uuid: str) -> Reading | None:
+    """What the driver says of the GPU with this UUID now, or None if it does not answer."""
     try:
         with _nvml() as nvml:
-            return int(nvml.nvmlDeviceGetMemoryInfo(nvml.nvmlDeviceGetHandleByUUID(uuid)).used)
+            handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            return Reading(
+                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).used),
+                processes=tuple(one.pid for one in _processes(nvml, handle)),
+                slowed=_slowed(nvml, handle),
+            )
     except GpuError:
         return None
 
@@ -52,10 +62,7 @@ def foreign_processes(uuid: str) -> list[str]:
     Raises `GpuError` if the driver does not answer.
     """
     with _nvml() as nvml:
-        try:
-            found = nvml.nvmlDeviceGetComputeRunningProcesses(nvml.nvmlDeviceGetHandleByUUID(uuid))
-        except nvml.NVMLError_NotSupported:  # some virtual GPUs
-            return []
+        found = _processes(nvml, nvml.nvmlDeviceGetHandleByUUID(uuid))
         return [f"process {one.pid} with {(one.usedGpuMemory or 0) >> 20} MiB" for one in found]
 
 
@@ -66,6 +73,21 @@ def index_of(uuid: str) -> int:
             return gpu.index
     message = f"GPU {uuid} is no longer in this machine"
     raise GpuError(message)
+
+
+def _processes(nvml: Any, handle: Any) -> list[Any]:
+    try:
+        return list(nvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except nvml.NVMLError_NotSupported:  # some virtual GPUs
+        return []
+
+
+def _slowed(nvml: Any, handle: Any) -> str | None:
+    try:
+        bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    except nvml.NVMLError_NotSupported:
+        return None
+    return next((why for bit, why in SLOWDOWNS.items() if bits & bit), None)
 
 
 def _describe(nvml: Any, index: int) -> Gpu:

@@ -12,7 +12,7 @@ from typing import Protocol
 import structlog
 
 from runner.coarse import told, told_one
-from runner.errors import BaselineError, EngineError
+from runner.errors import BaselineError, EngineError, GpuError
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
 from runner.protocols import Agent, View
@@ -25,6 +25,9 @@ log = structlog.get_logger()
 
 ENGINE_FAILURES = 3
 """A trial under which the engine failed so often is given up, or no run could ever get past it."""
+DISTURBED_TRIES = 3
+"""So often a measurement that something else disturbed is made again.  Then it is given up; and when so many trials in a row were
+given up, the run ends: what disturbs them does not go away by itself."""
 RUNNER = "runner"
 """Who proposes to measure the champion again."""
 
@@ -110,6 +113,7 @@ class Loop:
         for record in self._run.records:
             self._tell_agent(record)
         while (reason := self._reached(stops, judged, self._clock() - began)) is None:
+            self._refuse_disturbed()
             if self._run.champion_is_stale():
                 self._measure_champion()
                 continue
@@ -218,16 +222,33 @@ class Loop:
         else:
             work = partial(self._measurer.measure, trial, folder, seed=run.seed(trial, index))
         try:
-            found = work(
+            found = self._undisturbed(trial, partial(
+                work,
                 caps=caps(run.task, run.records),
                 references=run.references(trial),
                 created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
                 progress=lambda progress: self._view.progress(trial, progress),
-            )
+            ))  # fmt: skip
         except EngineError as error:
             run.ledger.write("failed", trial=trial, reason=str(error))
             raise
         run.measured(trial, index, replace(found, seed=run.seed(trial, index)), confirmed=step.do is Do.CONFIRM)
+
+    def _undisturbed(self, trial: int, work: Callable[[], Measurement]) -> Measurement:
+        """What comes of `work` when nothing disturbs it, or of the last try that there is."""
+        for left in range(DISTURBED_TRIES - 1, 0, -1):
+            found = work()
+            if found.ending is not Ending.INVALID_ENVIRONMENT:
+                return found
+            log.warning("trial.disturbed", trial=trial, reason=found.reason, tries_left=left)
+        return work()
+
+    def _refuse_disturbed(self) -> None:
+        """Raises `GpuError` if nothing has been measured for some trials because something else has the GPU."""
+        last = self._run.records[-DISTURBED_TRIES:]
+        if len(last) == DISTURBED_TRIES and all(one.ending is Ending.INVALID_ENVIRONMENT for one in last):
+            message = f"{DISTURBED_TRIES} trials in a row were disturbed, the last one because {last[-1].reason}: end that, and run the same command again"
+            raise GpuError(message)
 
     def _record(self, record: Record) -> Record:
         self._run.record(record)

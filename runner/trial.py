@@ -15,6 +15,8 @@ class Ending(StrEnum):
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
     INVALID_OUTPUT = "invalid_output"
+    INVALID_ENVIRONMENT = "invalid_environment"
+    """Something else had the GPU, or slowed it down: what was timed there counts for nothing."""
     NOT_REPRODUCED = "not_reproduced"
     """The audit did not get what was claimed, and no accusation follows from it: the reason names the cause."""
     TAMPERED = "tampered"

@@ -161,6 +161,8 @@ class FakeMeasurer:
     calls: list[tuple[str, int, int]] = field(default_factory=list)
     """What was asked, of which trial, with which seed."""
     references: list[list[Path]] = field(default_factory=list)
+    disturbed: int = 0
+    """So many of the next trainings are disturbed."""
     level: str = "audited"
     standard_error: float = 0.0
     detectable: float = 0.0
@@ -181,6 +183,9 @@ class FakeMeasurer:
         source = (folder / "train.py").read_text()
         seconds = Seconds(startup=0.5, train=2.0, claim=1.0, audit=0.5, total=5.0)
         number = seed % 4 + 1
+        if self.disturbed:
+            self.disturbed -= 1
+            return Measurement(ending=Ending.INVALID_ENVIRONMENT, reason="train: process 7 computed on its GPU too", seconds=seconds)
         crash = re.search(r"CRASH ?(\d?)", source)
         if crash and crash[1] in ("", str(number)):
             return Measurement(ending=Ending.CRASHED, reason="train: exit code 1", seconds=seconds)

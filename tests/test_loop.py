@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runner import ledger
-from runner.errors import BaselineError, EngineError, StateError, UsageError
+from runner.errors import BaselineError, EngineError, GpuError, StateError, UsageError
 from runner.loop import Loop, Outcome, Stops
 from runner.run import Run
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
@@ -560,3 +560,36 @@ def test_an_agent_is_told_no_more_digits_than_are_known(bench: Bench) -> None:
     assert seen.val_bpb == pytest.approx(1.51234567, abs=0.0025)
     assert (seen.measurements, seen.audit) == ((), None)
     assert agent.histories[-1][2] == seen
+
+
+def test_what_something_else_disturbed_is_measured_again_and_counts_for_nothing(bench: Bench) -> None:
+    bench.measurer.disturbed = 2
+
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+
+    assert [record.verdict for record in bench.records] == [Verdict.BASELINE, Verdict.BASELINE, Verdict.KEEP]
+    seeds = [seed for what, trial, seed in bench.measurer.calls if (what, trial) == ("measure", 0)]
+    assert len(seeds) == 3
+    assert len(set(seeds)) == 1
+
+
+def test_a_trial_that_is_disturbed_every_time_is_never_kept_and_three_of_them_end_the_run(bench: Bench) -> None:
+    bench.run(ScriptedAgent([]))
+    bench.measurer.disturbed = 3
+    bench.run(ScriptedAgent(["SCORE = 1.5\n", "SCORE = 1.9\n"]))
+    given_up, next_one = bench.records[2:]
+    assert (given_up.ending, given_up.verdict, given_up.val_bpb) == (Ending.INVALID_ENVIRONMENT, Verdict.CRASH, None)
+    assert given_up.reason == "train: process 7 computed on its GPU too"
+    assert next_one.ending is Ending.FINISHED
+
+    bench.measurer.disturbed = 9
+    with pytest.raises(GpuError, match=r"3 trials in a row were disturbed, .*process 7.*run the same command again"):
+        bench.run(ScriptedAgent([f"SCORE = 1.{number}\n" for number in range(1, 6)]))
+    assert len(bench.records) == 4 + 3
+
+
+def test_a_baseline_that_is_disturbed_every_time_ends_the_run(bench: Bench) -> None:
+    bench.measurer.disturbed = 3
+
+    with pytest.raises(BaselineError, match="process 7 computed on its GPU too"):
+        bench.run(ScriptedAgent([]))

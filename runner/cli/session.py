@@ -67,7 +67,7 @@ class Session:
         task = parts.within(self.task, client)
         labels = parts.owner_labels(self.workspace.state)
         trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
-        engine = DockerSandbox(client, gpu_memory=gpus.memory_used)
+        engine = DockerSandbox(client, gpu=gpus.reading)
         engine.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(engine, self.workspace.state)
         with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:

@@ -76,6 +76,15 @@ def usage_file(proc: Path, identifier: str, pid: int) -> Path | None:
     return None
 
 
+def belongs(process: int, identifier: str, proc: Path = Path("/proc")) -> bool | None:
+    """Whether a process of this machine is in the container `identifier`; None: it is gone, or hidden from us."""
+    try:
+        groups = (proc / str(process) / "cgroup").read_text()
+    except OSError:
+        return None
+    return identifier in groups
+
+
 def read_usage(file: Path) -> float | None:
     """Seconds in a `cpuacct.usage` (nanoseconds) or a `cpu.stat` (its line `usage_usec`); None if it is gone."""
     try:

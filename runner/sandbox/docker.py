@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import docker.errors
 
+from runner.disturbance import Reading
 from runner.errors import EngineError
 from runner.sandbox import container
 from runner.sandbox.cputime import CpuClock
 from runner.sandbox.create import create_container
-from runner.sandbox.ending import Exit, Stop, classify
+from runner.sandbox.ending import Exit, Stop, classify, undisturbed
 from runner.sandbox.holder import Holder, holder
 from runner.sandbox.sampler import CpuMeter, Sampler
 from runner.sandbox.transfer import RefusedOutputError
@@ -43,10 +44,10 @@ LATE_SECONDS = 0.5
 class DockerSandbox:
     """Implements `runner.protocols.Sandbox`."""
 
-    def __init__(self, client: DockerClient, *, gpu_memory: Callable[[str], int | None] | None = None) -> None:
+    def __init__(self, client: DockerClient, *, gpu: Callable[[str], Reading | None] | None = None) -> None:
         self._client = client
-        self._gpu_memory = gpu_memory
-        """Bytes in use on the GPU of a UUID; called about once a second while a trial has it."""
+        self._gpu = gpu
+        """What the driver says of the GPU of a UUID; called about once a second while a trial has it."""
 
     def run(
         self,
@@ -64,7 +65,7 @@ class DockerSandbox:
                 body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
-                    sampler = Sampler(self._client, spec, held, identifier, self._gpu_memory)
+                    sampler = Sampler(self._client, spec, held, identifier, self._gpu)
                     watch = _Watch(self._client, spec, held, identifier, destination, progress)
                     result = watch.run(sampler)
         except OSError as error:
@@ -127,7 +128,7 @@ class _Watch:
             state = self._state()
             self._held.close_gate()
             return replace(
-                self._result(state, ended, sampler.peak_memory),
+                undisturbed(self._result(state, ended, sampler.peak_memory), self._spec.phase, sampler.disturbed),
                 cpu_seconds=meter.used(ended),
                 startup_cpu_seconds=self._cpu_at_gate,
             )

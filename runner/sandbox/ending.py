@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from runner.trial import Ending
+from runner.trial import Ending, Result
 
 
 class Stop(StrEnum):
@@ -49,3 +49,13 @@ def classify(facts: Exit) -> tuple[Ending, str]:
     if not facts.gate_opened:
         return Ending.INVALID_OUTPUT, "exit code 0 without ever asking for the data"
     return Ending.FINISHED, "exit code 0"
+
+
+def undisturbed(result: Result, phase: str, disturbed: str | None) -> Result:
+    """The result, or `invalid_environment` if training was `disturbed`: whatever came of it may be another's doing.
+
+    Claim and audit are not timed, so nothing that goes on beside them changes a score.
+    """
+    if disturbed is None or phase != "train":
+        return result
+    return replace(result, ending=Ending.INVALID_ENVIRONMENT, reason=disturbed)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from runner.sandbox.cputime import CpuClock
+from runner.disturbance import Reading, Watch
+from runner.sandbox.cputime import CpuClock, belongs
 from runner.sandbox.holder import Holder
 from runner.sandbox.translate import ENGINE_TROUBLE
 from runner.trial import TrialSpec
@@ -86,10 +87,11 @@ class Sampler:
         spec: TrialSpec,
         held: Holder,
         identifier: str,
-        gpu_memory: Callable[[str], int | None] | None,
+        gpu: Callable[[str], Reading | None] | None,
     ) -> None:
         self._client, self._spec, self._held, self._id = client, spec, held, identifier
-        self._gpu_memory = gpu_memory
+        self._gpu = gpu
+        self._watch = Watch(lambda process: belongs(process, identifier))
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="sampler", daemon=True)
         self.peak_memory: int | None = None
@@ -108,6 +110,11 @@ class Sampler:
         # The engine may take a second for its last answer; nobody needs it any more.
         self._thread.join(timeout=LAST_SAMPLE_SECONDS)
 
+    @property
+    def disturbed(self) -> str | None:
+        """What else went on on the trial's GPU, in words; None: nothing that was seen."""
+        return self._watch.disturbed
+
     def _loop(self) -> None:
         # Gone or silent in between: whoever watches the container finds out for itself.
         while not self._over.wait(SAMPLE_SECONDS if self.samples else SAMPLE_SECONDS / 4):
@@ -119,7 +126,10 @@ class Sampler:
 
     def _note_memory(self) -> None:
         if self._spec.gpu is not None:
-            used = self._gpu_memory(self._spec.gpu) if self._gpu_memory else None
+            reading = self._gpu(self._spec.gpu) if self._gpu else None
+            if reading is not None:
+                self._watch.note(reading)
+            used = None if reading is None else reading.memory_bytes
         else:
             stats = self._client.api.stats(self._id, stream=False, one_shot=True).get("memory_stats", {})
             # cgroup v1 keeps the peak; v2 gives the moment only.
