@@ -92,8 +92,8 @@ def held(place: Path, uuid: str, *, run: str, engine: str, gone: Gone) -> Iterat
     """Hold the GPU `uuid` as long as the block lasts, by a file in the folder `place`.
 
     `run` is for people; `engine` is the id of the one that our containers run on; `gone` is asked only about a container of
-    this user's.  Raises `GpuError` if somebody else has the
-    GPU, or had it and a container may still run on it, or if the folder is not fit to be shared.
+    this user's.  Raises `GpuError` if somebody else has the GPU, or had it and a container may still run on it, or if the
+    folder is not fit to be shared.
     """
     handle = _open(place, uuid)
     try:

@@ -112,8 +112,9 @@ class Loop:
             self._measure_baseline()
         for record in self._run.records:
             self._tell_agent(record)
+        earlier = len(self._run.records)
         while (reason := self._reached(stops, judged, self._clock() - began)) is None:
-            self._refuse_disturbed()
+            self._refuse_disturbed(self._run.records[earlier:])
             if self._run.champion_is_stale():
                 self._measure_champion()
                 continue
@@ -243,9 +244,9 @@ class Loop:
             log.warning("trial.disturbed", trial=trial, reason=found.reason, tries_left=left)
         return work()
 
-    def _refuse_disturbed(self) -> None:
-        """Raises `GpuError` if nothing has been measured for some trials because something else has the GPU."""
-        last = self._run.records[-DISTURBED_TRIES:]
+    def _refuse_disturbed(self, records: Sequence[Record]) -> None:
+        """Raises `GpuError` if something else had the GPU in the last of this invocation's `records`, and nothing was measured."""
+        last = records[-DISTURBED_TRIES:]
         if len(last) == DISTURBED_TRIES and all(one.ending is Ending.INVALID_ENVIRONMENT for one in last):
             message = f"{DISTURBED_TRIES} trials in a row were disturbed, the last one because {last[-1].reason}: end that, and run the same command again"
             raise GpuError(message)

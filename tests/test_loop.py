@@ -587,6 +587,10 @@ def test_a_trial_that_is_disturbed_every_time_is_never_kept_and_three_of_them_en
         bench.run(ScriptedAgent([f"SCORE = 1.{number}\n" for number in range(1, 6)]))
     assert len(bench.records) == 4 + 3
 
+    # What disturbed them is gone: the same command goes on.
+    bench.run(ScriptedAgent([*["never asked for"] * 5, "SCORE = 1.31\n"]))
+    assert bench.records[-1].ending is Ending.FINISHED
+
 
 def test_a_baseline_that_is_disturbed_every_time_ends_the_run(bench: Bench) -> None:
     bench.measurer.disturbed = 3
