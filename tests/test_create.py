@@ -15,6 +15,7 @@ from runner.sandbox.create import create_container, differences
 from runner.trial import Limits, TrialSpec, VolumeMount
 
 SWAP = "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap."
+IMAGE = "sha256:" + "ab" * 32
 LIMITS = Limits(
     memory_bytes=2 << 30, cpus=1.5, pids=256, output_bytes=64 << 20, scratch_bytes=512 << 20, startup_seconds=60, seconds=303
 )
@@ -23,7 +24,7 @@ LIMITS = Limits(
 def body(gpu: str | None = None) -> dict[str, Any]:
     spec = TrialSpec(
         phase="train",
-        image="sha256:abc",
+        image=IMAGE,
         command=("python3", "/in/train.py"),
         environment=(("HOME", "/tmp"), ("OMP_NUM_THREADS", "1")),
         volumes=(VolumeMount(volume="p", target="/prepare"),),
@@ -53,7 +54,7 @@ def made(asked: dict[str, Any]) -> dict[str, Any]:
         {"Type": "volume", "Name": one["Source"], "Destination": one["Target"], "RW": not one.get("ReadOnly", False)}
         for one in host["Mounts"]
     ]
-    return {"Config": asked, "HostConfig": {**unset, **host}, "Mounts": mounts}
+    return {"Image": asked["Image"], "Config": asked, "HostConfig": {**unset, **host}, "Mounts": mounts}
 
 
 @pytest.mark.parametrize("gpu", [None, "GPU-1"])
@@ -159,11 +160,13 @@ class FakeEngine:
     def __init__(self, makes: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self.api, self._makes = self, makes
         self.removed: list[str] = []
+        self.asked: list[dict[str, Any]] = []
         self._body: dict[str, Any] = {}
 
     def create_container_from_config(self, body: dict[str, Any], name: str | None) -> dict[str, Any]:
         assert name == "one"
         self._body = body
+        self.asked.append(body)
         return {"Id": "f00d" * 16, "Warnings": None}
 
     def inspect_container(self, identifier: str) -> dict[str, Any]:
@@ -197,3 +200,21 @@ def test_what_is_not_as_asked_is_removed_and_refused() -> None:
     honest = FakeEngine(made)
     assert create_container(honest, body(), "one") == "f00d" * 16  # type: ignore[arg-type]
     assert honest.removed == []
+
+
+@pytest.mark.parametrize("image", ["autoresearch/cpu:latest", "autoresearch/cpu", "sha256:abc", "cpu@sha256:" + "ab" * 32, ""])
+def test_an_image_by_name_is_refused_before_the_engine_is_asked(image: str) -> None:
+    engine = FakeEngine(made)
+
+    with pytest.raises(EngineError, match="is a name, which may mean another image tomorrow"):
+        create_container(engine, {**body(), "Image": image}, "one")  # type: ignore[arg-type]
+
+    assert engine.asked == []
+
+
+def test_another_image_than_was_asked_for_is_named() -> None:
+    (said,) = differences(body(), made(body()) | {"Image": "sha256:" + "cd" * 32})
+    assert said.startswith("Image: asked sha256:abab")
+
+    # Podman's way of writing it.
+    assert differences(body(), made(body()) | {"Image": "ab" * 32}) == []

@@ -14,8 +14,9 @@ import pytest
 import requests
 
 from runner.errors import DataError, EngineError, UsageError
-from runner.sandbox import job
+from runner.sandbox import job, seccomp
 from runner.sandbox.job import Access, JobLimits, PrepareJob, prepare_body
+from runner.sandbox.masks import masked_paths
 
 VOLUMES = {"/in": "v-in", "/out": "v-out"}
 LIMITS = JobLimits(memory_bytes=1 << 30, cpus=1.5, pids=99, log_bytes=1 << 20)
@@ -43,7 +44,8 @@ def test_the_container_is_confined() -> None:
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
         "CapDrop": ["ALL"],
-        "SecurityOpt": ["no-new-privileges"],
+        "SecurityOpt": ["no-new-privileges", seccomp.SECURITY_OPTION],
+        "MaskedPaths": masked_paths(gpu=False),
         "Memory": 1 << 30,
         "MemorySwap": 1 << 30,
         "PidsLimit": 99,
@@ -63,6 +65,7 @@ def test_the_container_is_confined() -> None:
 def test_only_a_download_has_a_network() -> None:
     body = prepare_body("x", volumes=VOLUMES, labels={}, limits=LIMITS, network=True)
     assert (body["HostConfig"]["NetworkMode"], body["NetworkDisabled"]) == ("bridge", False)
+    assert body["HostConfig"]["SecurityOpt"] == ["no-new-privileges", seccomp.security_option(network=True)]
 
 
 def test_the_users_network_is_taken_from_the_usual_variables(tmp_path: Path) -> None:

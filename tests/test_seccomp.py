@@ -28,9 +28,9 @@ REFUSED_IN_ADDITION = seccomp._words("""
 """)
 
 
-def allowed(call: str, *arguments: int) -> bool:
+def allowed(call: str, *arguments: int, option: str = seccomp.SECURITY_OPTION) -> bool:
     """What the kernel would say, by the profile's text."""
-    for rule in json.loads(seccomp.SECURITY_OPTION.removeprefix("seccomp="))["syscalls"]:
+    for rule in json.loads(option.removeprefix("seccomp="))["syscalls"]:
         if (
             call in rule["names"]
             and rule["action"] == "SCMP_ACT_ALLOW"
@@ -133,3 +133,14 @@ def test_every_group_has_a_reason_and_every_condition_names_an_argument() -> Non
 def test_calls_whose_older_form_can_be_seen_fall_back() -> None:
     last = seccomp.profile()["syscalls"][-1]
     assert last == {"names": ["clone3", "openat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+
+
+def test_our_own_code_with_a_network_has_sockets_in_addition_and_nothing_else() -> None:
+    option = seccomp.security_option(network=True)
+    for family in (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK):
+        assert allowed("socket", family, 1, 0, option=option)
+    for family in (AF_PACKET, AF_ALG, AF_VSOCK):
+        assert not allowed("socket", family, 1, 0, option=option)
+    here = seccomp.profile(network=True)["syscalls"]
+    added = [rule for rule in here if rule not in seccomp.profile()["syscalls"]]
+    assert {name for rule in added for name in rule["names"]} == {"socket", "getsockopt"}

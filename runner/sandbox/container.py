@@ -10,7 +10,8 @@ from runner.sandbox import seccomp
 from runner.sandbox.masks import masked_paths
 from runner.trial import TrialSpec
 
-TRIAL_USER = "10001:10001"
+TRIAL_UID = 10001
+TRIAL_USER = f"{TRIAL_UID}:{TRIAL_UID}"
 HOLDER_UID = 10002
 """Owns the gated folders, so that only the holder can open them for the trial's user."""
 HOLDER_USER = f"{HOLDER_UID}:{HOLDER_UID}"
@@ -105,24 +106,27 @@ def _ours(
     }
 
 
-def in_volume_options(spec: TrialSpec) -> dict[str, str]:
-    """Driver options of the tmpfs volume that carries the inputs: as large as they are, and no larger."""
+def in_volume_options(spec: TrialSpec, base: int = 0) -> dict[str, str]:
+    """Driver options of the tmpfs volume that carries the inputs: as large as they are, and no larger.
+
+    Here and below `base` is the host's uid of a container's root (`runner.sandbox.remap`).
+    """
     questions = [one.question for one in spec.rounds]
     size = sum(file.path.stat().st_size for file in (*spec.files, *spec.gated_files, *questions))
-    return _tmpfs_volume(size + (1 << 20), inodes=64, uid=HOLDER_UID, mode="0755")
+    return _tmpfs_volume(size + (1 << 20), inodes=64, uid=base + HOLDER_UID, mode="0755")
 
 
-def out_volume_options(spec: TrialSpec) -> dict[str, str]:
+def out_volume_options(spec: TrialSpec, base: int = 0) -> dict[str, str]:
     """Driver options of the tmpfs volume that the trial may write: the kernel caps bytes and inodes.
 
     The holder, another user, may look up names in it.
     """
-    return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=10001, mode="0711")
+    return _tmpfs_volume(spec.limits.output_bytes, inodes=spec.limits.output_inodes, uid=base + TRIAL_UID, mode="0711")
 
 
-def kept_volume_options(spec: TrialSpec) -> dict[str, str]:
+def kept_volume_options(spec: TrialSpec, base: int = 0) -> dict[str, str]:
     """Driver options of the tmpfs volume that only the holder sees: the answers, out of the trial's reach."""
-    return _tmpfs_volume(_kept_bytes(spec), inodes=64, uid=HOLDER_UID, mode="0700")
+    return _tmpfs_volume(_kept_bytes(spec), inodes=64, uid=base + HOLDER_UID, mode="0700")
 
 
 def _kept_bytes(spec: TrialSpec) -> int:

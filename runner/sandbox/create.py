@@ -6,6 +6,7 @@ before it is started, and one that is not as asked is removed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,22 @@ EMPTY = (
     "ExtraHosts", "Sysctls",
 )  # fmt: skip
 """Of these there is nothing unless a body asks for it."""
+PINNED = re.compile(r"sha256:[0-9a-f]{64}")
+"""What names one image for ever; a tag names whatever was tagged last."""
 
 
 def create_container(client: DockerClient, body: Body, name: str | None = None) -> str:
     """A container as `body` asks, not started; its id.
 
-    Raises `EngineError` if the engine made something else, or warns that it would; that container is removed.
+    Raises `EngineError` if the image is not named by its id, or if the engine made something else, or warns that it would; that
+    container is removed.
     """
+    if not PINNED.fullmatch(str(body["Image"])):
+        message = (
+            f"the image {body['Image']!r} is a name, which may mean another image tomorrow; containers run by an engine id alone "
+            "(sha256:...). `autoresearch images build` records it"
+        )
+        raise EngineError(message)
     api: Any = client.api  # this one method has no types
     with engine_errors(str(body["Image"])):
         made = api.create_container_from_config(body, name)
@@ -76,7 +86,13 @@ def differences(body: Body, made: Mapping[str, Any], warnings: Sequence[str] = (
     excused = {setting for part, setting in known.items() if any(part in one for one in warnings)}
     host = {key: value for key, value in body["HostConfig"].items() if key not in excused}
     warned = [f"it warns: {one.strip()}" for one in warnings if not any(part in one for part in known)]
-    return [*warned, *_of_config(body, made["Config"]), *_of_host(host, made["HostConfig"]), *_of_mounts(body, made)]
+    return [*warned, *_of_image(body, made), *_of_config(body, made["Config"]), *_of_host(host, made["HostConfig"]), *_of_mounts(body, made)]
+
+
+def _of_image(body: Body, made: Mapping[str, Any]) -> Iterator[str]:
+    # Podman leaves the name of the hash away.
+    if str(made.get("Image")).removeprefix("sha256:") != str(body["Image"]).removeprefix("sha256:"):
+        yield _spell("Image", body["Image"], made.get("Image"))
 
 
 def _of_config(body: Body, config: Mapping[str, Any]) -> Iterator[str]:

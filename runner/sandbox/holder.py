@@ -13,6 +13,7 @@ import docker.errors
 from runner.errors import EngineError
 from runner.sandbox import container, transfer
 from runner.sandbox.create import create_container
+from runner.sandbox.remap import first_uid
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.trial import TrialSpec
@@ -46,12 +47,13 @@ class Holder:
         A prepared volume may still be open if the runner before this one was killed.
         """
         spec, labels = self._spec, dict(self._spec.labels)
+        base = first_uid(self._client.info())
         volumes = [
-            (self.in_volume, container.in_volume_options(spec)),
-            (self.out_volume, container.out_volume_options(spec)),
+            (self.in_volume, container.in_volume_options(spec, base)),
+            (self.out_volume, container.out_volume_options(spec, base)),
         ]
         if self.kept_volume:
-            volumes.append((self.kept_volume, container.kept_volume_options(spec)))
+            volumes.append((self.kept_volume, container.kept_volume_options(spec, base)))
         for name, options in volumes:
             self._client.volumes.create(
                 name=name, driver="local", driver_opts=options, labels={**labels, "autoresearch.role": "trial"}

@@ -26,9 +26,11 @@ import docker.errors
 
 from runner.errors import DataError, EngineError, UsageError
 from runner.prepare import FILES, MANIFEST, PrepareSpec, at_rest, text_files
-from runner.sandbox import transfer
+from runner.sandbox import seccomp, transfer
 from runner.sandbox.container import Body, volume_mount
 from runner.sandbox.create import create_container
+from runner.sandbox.masks import masked_paths
+from runner.sandbox.remap import first_uid
 from runner.sandbox.transfer import RefusedOutputError
 from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 
@@ -136,11 +138,12 @@ class PrepareJob:
         """Volume by mount point."""
         stem = f"autoresearch-prepare-{uuid.uuid4().hex[:12]}"
         volumes = {"/in": f"{stem}-in", "/out": f"{stem}-out"}
+        base = first_uid(self._client.info())
         if spec.files is not None:
             volumes["/files"] = f"{stem}-files"
         try:
             for target, name in volumes.items():
-                options = _in_volume() if target == "/in" else {}
+                options = _in_volume(base) if target == "/in" else {}
                 self._client.api.create_volume(name, driver="local", driver_opts=options, labels=labels)
             if spec.network:
                 volumes["/cache"] = cache_volume()
@@ -301,7 +304,8 @@ def prepare_body(
             "NetworkMode": "bridge" if network else "none",
             "ReadonlyRootfs": True,
             "CapDrop": ["ALL"],
-            "SecurityOpt": ["no-new-privileges"],
+            "SecurityOpt": ["no-new-privileges", seccomp.security_option(network=network)],
+            "MaskedPaths": masked_paths(gpu=False),
             "Memory": limits.memory_bytes,
             "MemorySwap": limits.memory_bytes,
             "PidsLimit": limits.pids,
@@ -325,8 +329,8 @@ def cache_volume() -> str:
     return f"autoresearch-cache-{os.getuid()}"
 
 
-def _in_volume() -> dict[str, str]:
-    flags = f"size={IN_BYTES},nr_inodes=256,uid={UID},gid={UID},mode=0700,nosuid,nodev,noexec"
+def _in_volume(base: int) -> dict[str, str]:
+    flags = f"size={IN_BYTES},nr_inodes=256,uid={base + UID},gid={base + UID},mode=0700,nosuid,nodev,noexec"
     return {"type": "tmpfs", "device": "tmpfs", "o": flags}
 
 

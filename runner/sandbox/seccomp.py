@@ -198,21 +198,37 @@ ALLOWED = (
     ),
 )
 
+NETWORK = (
+    Group(
+        "Sockets of a container that downloads: IPv4 (2), IPv6 (10), and netlink (16), by which libc learns which of them there is.",
+        ("socket",),
+        _one_of(0, 2, 10, 16),
+    ),
+    Group("Any option of those, the connection's among them.", ("getsockopt",)),
+)
+"""In addition, for our own code that has a network; never for a trial."""
+
 FALL_BACK = ("clone3", "openat2")
 """Answered with ENOSYS, at which libc and others take the older call, whose arguments a filter can see."""
 
 
-def profile() -> dict[str, Any]:
-    """The profile in the engine's form (that of Docker's `--security-opt seccomp=FILE`)."""
+def profile(*, network: bool = False) -> dict[str, Any]:
+    """The profile in the engine's form (that of Docker's `--security-opt seccomp=FILE`); with `NETWORK` if asked."""
+    groups = (*ALLOWED, *NETWORK) if network else ALLOWED
     return {
         "defaultAction": "SCMP_ACT_ERRNO",
         "archMap": [{"architecture": name, "subArchitectures": []} for name in ARCHITECTURES],
         "syscalls": [
-            *(rule for group in ALLOWED for rule in group.rules()),
+            *(rule for group in groups for rule in group.rules()),
             {"names": list(FALL_BACK), "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS},
         ],
     }
 
 
-SECURITY_OPTION = "seccomp=" + json.dumps(profile(), separators=(",", ":"))
-"""What a container's `SecurityOpt` takes: the engine's API wants the profile itself, not a path."""
+def security_option(*, network: bool = False) -> str:
+    """What a container's `SecurityOpt` takes: the engine's API wants the profile itself, not a path."""
+    return "seccomp=" + json.dumps(profile(network=network), separators=(",", ":"))
+
+
+SECURITY_OPTION = security_option()
+"""A trial's."""
