@@ -7,7 +7,7 @@ AUTORESEARCH := .venv/bin/autoresearch
 PYTEST := .venv/bin/python -m pytest
 STATE := .autoresearch
 
-.PHONY: help setup engine engine-stop images images-cuda prepare run test test-all test-docker check lock clean
+.PHONY: help setup engine engine-stop images images-cuda prepare run test test-all test-docker test-engines check lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -35,13 +35,17 @@ run: prepare  ## a real search: four trials on the CPU
 	@$(AUTORESEARCH) run --cpu --preset smoke --trials 4 --seed 61
 
 test: images check  ## all checks and all tests that need no GPU and are not slow
-	@$(PYTEST) -m "not gpu and not slow"
+	@$(PYTEST) -m "not gpu and not slow and not engines"
 
 test-docker: images  ## the tests with real containers
 	@$(PYTEST) -m "docker and not gpu"
 
 test-all: images images-cuda check  ## everything, slow tests and the cuda image included
-	@$(PYTEST)
+	@$(PYTEST) -m "not engines"
+
+test-engines: images  ## engines of other kinds, started here: hold all that a trial is promised, or are refused (root; installs packages)
+	@.venv/bin/python -m tests.engines
+	@$(PYTEST) -m engines -s
 
 check: setup  ## linter and type checker
 	@.venv/bin/ruff check

@@ -52,6 +52,8 @@ def _translated(error: docker.errors.APIError, image: str) -> EngineError | GpuE
     said = str(error.explanation or error).strip()
     if "could not select device driver" in said or "unresolvable CDI devices" in said:
         return GpuError(f"the engine cannot give a container a GPU: {said}. Install the NVIDIA container toolkit")
+    if "nvidia-container-cli" in said:
+        return GpuError(f"NVIDIA's container toolkit cannot give a container the GPU: {said}. `nvidia-smi -L` lists what the driver knows")
     if "No such image" in said:
         return EngineError(f"the engine has no image {image[:19]}: build it with `autoresearch images build`")
     if "no space left on device" in said:

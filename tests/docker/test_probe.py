@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import docker
 import pytest
 
-from runner import images
 from runner.errors import EngineError
 from runner.sandbox.docker import DockerSandbox
 from runner.sandbox.probe import Finding, probe, refuse
-from tests.docker.conftest import STATE, ours
+from tests.docker.conftest import ours
 from tests.docker.doctored import doctored
 
 if TYPE_CHECKING:
@@ -35,12 +34,8 @@ def real_socket() -> str:
     return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
 
-def image() -> str:
-    return images.image_ids("cpu", STATE).train
-
-
-def test_this_engine_isolates(engine: DockerClient) -> None:
-    found = probe(DockerSandbox(engine), image(), gpu=None, labels=LABELS)
+def test_this_engine_isolates(engine: DockerClient, cpu_image: str) -> None:
+    found = probe(DockerSandbox(engine), cpu_image, gpu=None, labels=LABELS)
 
     assert found == ()
     refuse(found)
@@ -93,12 +88,12 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], None], str, str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_an_engine_ignores_is_seen_before_anything_runs(tmp_path: Path, name: str) -> None:
+def test_what_an_engine_ignores_is_seen_before_anything_runs(tmp_path: Path, cpu_image: str, name: str) -> None:
     change, said, _ = CHANGES[name]
     with doctored(tmp_path / "s", real_socket(), ignores=change) as address:
         client = docker.DockerClient(base_url=address, version="auto")
         with pytest.raises(EngineError) as caught:
-            probe(DockerSandbox(client), image(), gpu=None, labels=LABELS)
+            probe(DockerSandbox(client), cpu_image, gpu=None, labels=LABELS)
         client.close()
 
     assert said in str(caught.value)
@@ -106,7 +101,7 @@ def test_what_an_engine_ignores_is_seen_before_anything_runs(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_an_engine_ignores_and_denies_is_found_by_trying(tmp_path: Path, name: str) -> None:
+def test_what_an_engine_ignores_and_denies_is_found_by_trying(tmp_path: Path, cpu_image: str, name: str) -> None:
     change, _, found = CHANGES[name]
     asked: dict[str, dict[str, Any]] = {}
 
@@ -127,7 +122,7 @@ def test_what_an_engine_ignores_and_denies_is_found_by_trying(tmp_path: Path, na
         findings: tuple[Finding, ...] = ()
         tries = 0
         while not findings and tries < 5:  # beside busy neighbours nobody gets more than half a processor, limit or not
-            findings = probe(DockerSandbox(client), image(), gpu=None, labels=LABELS)
+            findings = probe(DockerSandbox(client), cpu_image, gpu=None, labels=LABELS)
             tries += 1
         client.close()
 

@@ -1,0 +1,154 @@
+"""Engines of other kinds than the one that tests run on: started for a test, each in a network namespace of its own, and gone
+after it.
+
+A second engine in one network namespace would remove the first one's bridge.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import docker
+
+from runner.setup.engine import Endpoint, State, examine
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+DOCKERD = ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq=false")
+"""Without a network of its own: what runs there has none either."""
+
+
+@contextmanager
+def place() -> Iterator[Path]:
+    """A folder with a short name, since names of sockets are short; nothing of it is mounted at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="engine-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for point in sorted((one for one in mounted if one.startswith(f"{folder}/")), reverse=True):
+            subprocess.run(["umount", "--lazy", point], check=False)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def rootful(*arguments: str, path: Path | None = None) -> Iterator[str]:
+    """The address of a Docker engine of root's; `path` goes before the PATH on which it looks for hooks and runtimes."""
+    with place() as folder:
+        command = [
+            "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
+            "--containerd-namespace", folder.name, "--containerd-plugins-namespace", f"{folder.name}-plugins",
+            "-H", f"unix://{folder}/s", *DOCKERD, *arguments,
+        ]  # fmt: skip
+        search = os.environ["PATH"] if path is None else f"{path}{os.pathsep}{os.environ['PATH']}"
+        with _running(folder, command, {"PATH": search}) as address:
+            yield address
+
+
+@contextmanager
+def user(name: str) -> Iterator[pwd.struct_passwd]:
+    """A unix user with a range of subordinate ids, gone at the end with everything that runs as them."""
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    try:
+        found = pwd.getpwnam(name)
+        Path(found.pw_dir).chmod(0o700)
+        yield found
+    finally:
+        subprocess.run(["pkill", "-KILL", "-u", name], check=False)
+        time.sleep(0.2)
+        subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
+
+
+@contextmanager
+def rootless(owner: pwd.struct_passwd) -> Iterator[str]:
+    """The address of a Docker engine without root, as `owner` starts one."""
+    with place() as folder:
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        inner = (
+            "rm -f /run/docker /run/containerd; exec dockerd --rootless "
+            f"--data-root {folder}/data --exec-root {folder}/exec --pidfile {folder}/pid -H unix://{folder}/run/docker.sock {' '.join(DOCKERD)}"
+        )
+        kit = ["rootlesskit", "--net=host", "--copy-up=/etc", "--copy-up=/run", f"--state-dir={folder}/kit", "sh", "-c", inner]
+        with _running(folder, _as(owner, folder, kit), {}, socket="run/docker.sock") as address:
+            yield address
+
+
+@contextmanager
+def podman(owner: pwd.struct_passwd) -> Iterator[str]:
+    """The address of Podman's Docker-compatible service without root, as `owner` starts one on a machine without systemd."""
+    with place() as folder:
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        (folder / "containers.conf").write_text(
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        )
+        (folder / "storage.conf").write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{folder}/data"\nrunroot = "{folder}/exec"\n'
+        )
+        service = ["podman", "system", "service", "--time=0", f"unix://{folder}/run/s"]
+        configuration = [f"CONTAINERS_CONF={folder}/containers.conf", f"CONTAINERS_STORAGE_CONF={folder}/storage.conf"]
+        with _running(folder, _as(owner, folder, service, configuration), {}, socket="run/s") as address:
+            yield address
+
+
+def carry(engine: DockerClient, image: str, address: str) -> None:
+    """Give the engine at `address` the image with this id."""
+    other = docker.DockerClient(base_url=address, version="auto", timeout=300)
+    try:
+        other.api.load_image(engine.api.get_image(image))  # type: ignore[no-untyped-call]
+        assert other.api.inspect_image(image)["Id"].removeprefix("sha256:") == image.removeprefix("sha256:")
+    finally:
+        other.close()
+
+
+def _as(owner: pwd.struct_passwd, folder: Path, command: Sequence[str], environment: Sequence[str] = ()) -> list[str]:
+    runtime = folder / "run"
+    runtime.mkdir(mode=0o700)
+    os.chown(runtime, owner.pw_uid, owner.pw_gid)
+    return [
+        "setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups", "--",
+        "env", "-i", f"HOME={owner.pw_dir}", f"USER={owner.pw_name}", "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+        f"XDG_RUNTIME_DIR={runtime}", *environment, *command,
+    ]  # fmt: skip
+
+
+@contextmanager
+def _running(folder: Path, command: Sequence[str], environment: Mapping[str, str], socket: str = "s") -> Iterator[str]:
+    """What `command` serves at the unix socket `socket` in `folder`, from the moment at which it answers."""
+    log = folder / "log"
+    with log.open("wb") as written:
+        process = subprocess.Popen(
+            ["unshare", "--net", "--", *command],
+            stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+    try:
+        endpoint = Endpoint(f"unix://{folder}/{socket}", "a test")
+        end = time.monotonic() + START_SECONDS
+        while examine(endpoint).state is not State.READY:
+            if process.poll() is not None or time.monotonic() > end:
+                said = log.read_text(errors="replace")[-3000:]
+                message = f"{command[0]} does not answer: {examine(endpoint).message}\n{said}"
+                raise AssertionError(message)
+            time.sleep(0.1)
+        yield endpoint.url
+    finally:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
