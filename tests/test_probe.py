@@ -19,6 +19,9 @@ FACTS: dict[str, Any] = {
     "capabilities": {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0},
     "no_new_privileges": True,
     "seccomp": True,
+    "apparmor": "",
+    "kernel": "6.1.0",
+    "interfaces": ["lo"],
     "answered": [],
     "sockets": [],
     "mounts": {
@@ -50,6 +53,17 @@ def test_nothing_is_found_where_everything_holds() -> None:
     refuse(())
 
 
+@pytest.mark.parametrize("label", ["", "unconfined", "docker-default (complain)"])
+def test_apparmor_has_to_be_in_force_where_the_engine_has_it(label: str) -> None:
+    facts = {**FACTS, "apparmor": label}
+    assert list(judge(facts, gpus=0)) == []
+
+    (found,) = judge(facts, gpus=0, apparmor=True)
+
+    assert found.what == "AppArmor"
+    assert list(judge({**FACTS, "apparmor": "docker-default (enforce)"}, gpus=0, apparmor=True)) == []
+
+
 @pytest.mark.parametrize(
     ("spoil", "what"),
     [
@@ -60,6 +74,7 @@ def test_nothing_is_found_where_everything_holds() -> None:
         (lambda facts: facts.update(seccomp=False), "seccomp"),
         (lambda facts: facts.update(answered=["keyctl (done)"]), "seccomp profile"),
         (lambda facts: facts.update(sockets=["AF_INET"]), "no network"),
+        (lambda facts: facts.update(interfaces=["eth0", "lo"]), "no network"),
         (lambda facts: facts["mounts"].update({"/": [1, 1, ["rw"]]}), "a read-only root"),
         (lambda facts: facts["mounts"].pop("/"), "a read-only root"),
         (lambda facts: facts["mounts"].update({"/host": [1, 1, ["rw"]]}), "few places to write"),

@@ -277,7 +277,7 @@ def try_isolation(
     Without `again` what held before on the same engine, kernel and image is not tried once more.  Raises `EngineError`
     that names everything that does not hold.
     """
-    from runner.sandbox.probe import PROGRAM, probe, refuse
+    from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse
 
     info = client.info()
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
@@ -287,7 +287,7 @@ def try_isolation(
     if not again and path.exists() and path.read_text() == digest:
         return
     path.unlink(missing_ok=True)
-    refuse(probe(sandbox, image, gpu=gpu, labels=labels))
+    refuse(probe(sandbox, image, gpu=gpu, labels=labels, apparmor=has_apparmor(info)))
     write_durably(path, digest.encode())
 
 

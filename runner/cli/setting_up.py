@@ -219,11 +219,14 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     def isolation() -> str:
         from runner import images
         from runner.sandbox.docker import DockerSandbox
-        from runner.sandbox.probe import probe, refuse
+        from runner.sandbox.probe import has_apparmor, probe, refuse
 
         state = parts.open_workspace(task).state
-        refuse(probe(DockerSandbox(parts.connect()), images.image_id("cpu", state), gpu=None, labels=parts.owner_labels(state)))
-        return "a probe in a trial's place could not get past any limit"
+        client = parts.connect()
+        apparmor = has_apparmor(client.info())
+        image, labels = images.image_id("cpu", state), parts.owner_labels(state)
+        refuse(probe(DockerSandbox(client), image, gpu=None, labels=labels, apparmor=apparmor))
+        return f"a probe in a trial's place could not get past any limit; AppArmor: {'in force' if apparmor else 'not with this engine'}"
 
     def data() -> str:
         from runner.errors import DataError

@@ -42,6 +42,23 @@ def status() -> dict[str, str]:
         return dict(line.rstrip("\n").split(":\t", 1) for line in file if ":\t" in line)
 
 
+def label() -> str:
+    """What AppArmor confines this process by; empty without AppArmor."""
+    for path in ("/proc/self/attr/apparmor/current", "/proc/self/attr/current"):
+        try:
+            with open(path) as file:  # noqa: PTH123
+                return file.read().strip("\0\n ")
+        except OSError:
+            continue
+    return ""
+
+
+def interfaces() -> list[str]:
+    """Names of the network's interfaces."""
+    with open("/proc/net/dev") as file:  # noqa: PTH123
+        return sorted(line.split(":")[0].strip() for line in file if ":" in line)
+
+
 def answered_calls() -> list[str]:
     """The calls that were not refused for lack of permission."""
     column = 1 if os.uname().machine == "aarch64" else 0
@@ -168,7 +185,10 @@ def main(masked: list[str], memory: int) -> None:
         "capabilities": {name: int(told[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
         "no_new_privileges": told.get("NoNewPrivs") == "1",
         "seccomp": told.get("Seccomp") == "2",
+        "apparmor": label(),
+        "kernel": os.uname().release,
         "answered": answered_calls(),
+        "interfaces": interfaces(),
         "sockets": sockets(),
         "mounts": mounts(),
         "gpus": sorted(name for name in os.listdir("/dev") if name.startswith("nvidia") and name[6:].isdecimal()),  # noqa: PTH208

@@ -58,10 +58,17 @@ class Finding:
     found: str
 
 
-def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str]) -> tuple[Finding, ...]:
+def has_apparmor(info: Mapping[str, Any]) -> bool:
+    """Whether the engine that describes itself as `info` confines containers by AppArmor."""
+    return any(one.startswith("name=apparmor") for one in info.get("SecurityOptions") or ())
+
+
+def probe(
+    sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str], apparmor: bool = False
+) -> tuple[Finding, ...]:
     """Everything that a trial's container could do and must not; nothing if the engine isolates.
 
-    Takes a second or two.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
+    `apparmor`: the engine says that it has that too.  Takes a second or two.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
     """
     masked = masked_paths(gpu=gpu is not None)
     spec = TrialSpec(
@@ -80,7 +87,7 @@ def probe(sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str,
     if facts is None:
         message = f"the isolation could not be tried: the probe's container ended as {result.ending} ({result.reason}) and said: {said[-300:]!r}"
         raise EngineError(message)
-    return tuple(judge(facts, gpus=0 if gpu is None else 1))
+    return tuple(judge(facts, gpus=0 if gpu is None else 1, apparmor=apparmor))
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -95,7 +102,7 @@ def refuse(findings: Sequence[Finding]) -> None:
         raise EngineError(message)
 
 
-def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
+def judge(facts: Mapping[str, Any], *, gpus: int, apparmor: bool = False) -> Iterator[Finding]:
     """Pure: what of the probe's `facts` is not as it must be."""
     user, group = map(int, TRIAL_USER.split(":"))
     yield from _unless([*facts["user"][:2]] == [user, group] and set(facts["user"][2]) <= {group}, "user", f"ran as {facts['user']}")
@@ -103,7 +110,10 @@ def judge(facts: Mapping[str, Any], *, gpus: int) -> Iterator[Finding]:
     yield from _unless(not held, "no capabilities", f"it has some ({', '.join(held)})")
     yield from _unless(facts["no_new_privileges"], "no new privileges", "a setuid program may gain some")
     yield from _unless(facts["seccomp"], "seccomp", "no filter is in force")
+    confined = facts["apparmor"].endswith("(enforce)")
+    yield from _unless(confined or not apparmor, "AppArmor", f"the engine has it, and it ran as {facts['apparmor'] or 'nothing'}")
     yield from _unless(not facts["answered"], "seccomp profile", f"the kernel answered {', '.join(facts['answered'])}")
+    yield from _unless(set(facts["interfaces"]) <= {"lo"}, "no network", f"it has {', '.join(facts['interfaces'])}")
     yield from _unless(not facts["sockets"], "no network", f"sockets of {', '.join(facts['sockets'])} can be had")
     yield from _of_mounts(facts["mounts"], OF_THE_DRIVER if gpus else ())
     yield from _unless(facts["runs"] == ["/scratch"], "programs run from /scratch alone", f"they run from {facts['runs'] or 'nowhere'}")
