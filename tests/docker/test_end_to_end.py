@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ import pytest
 
 from runner import images
 from runner.constants import set_constants
-from runner.phases import handed_out
+from runner.phases import environment, handed_out
 from runner.prepare import Prepared, load
 from tests.conftest import run_git
 from tests.docker.conftest import STATE, charge_little, ours
@@ -270,6 +270,57 @@ def test_validation_text_is_nowhere_in_a_train_container(task: Task, prepared: P
     assert "checkpoint.safetensors: header" in record["reason"]
 
 
+def holds_every_limit(inspected: Any, options: Any, *, set_by_image: Sequence[str]) -> None:
+    """The engine's description of a trial's container and of the volume it may write, setting by setting."""
+    host = inspected["HostConfig"]
+
+    assert inspected["Config"]["User"] == "10001:10001"
+    assert host["NetworkMode"] == "none"
+    assert host["ReadonlyRootfs"] is True
+    assert host["CapDrop"] == ["ALL"]
+    assert host["CapAdd"] is None
+    assert host["SecurityOpt"][0] == "no-new-privileges"
+    assert json.loads(host["SecurityOpt"][1].removeprefix("seccomp="))["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert host["Memory"] == host["MemorySwap"] == 2 << 30
+    assert host["PidsLimit"] == 256
+    assert host["NanoCpus"] == 2_000_000_000
+    assert host["LogConfig"] == {"Type": "local", "Config": {"max-size": host["LogConfig"]["Config"]["max-size"], "max-file": "1", "compress": "false"}}
+    assert 0 < int(host["LogConfig"]["Config"]["max-size"]) <= 8 << 20
+    assert host["Binds"] is None
+    tmpfs = {point: set(flags.split(",")) for point, flags in host["Tmpfs"].items()}
+    assert set(tmpfs) == {"/tmp", "/scratch"}
+    for flags in tmpfs.values():
+        assert {"nosuid", "nodev", "nr_inodes=65536"} <= flags
+        assert any(flag.startswith("size=") for flag in flags)
+    assert "noexec" in tmpfs["/tmp"]
+    assert "exec" in tmpfs["/scratch"]
+    assert (host["IpcMode"], host["ShmSize"]) == ("private", 64 << 20)
+    assert {"Name": "core", "Soft": 0, "Hard": 0} in host["Ulimits"]
+    assert host["Init"] is True
+    assert (host["RestartPolicy"]["Name"], host["AutoRemove"], host["Privileged"], host["OomKillDisable"]) == ("no", False, False, False)
+    assert (host["PidMode"], host["UTSMode"], host["UsernsMode"], host["CgroupParent"]) == ("", "", "", "")
+    assert [host[key] for key in ("Devices", "DeviceRequests", "GroupAdd", "ExtraHosts", "Links", "VolumesFrom", "Sysctls")] in (
+        [[], [], None, None, None, None, None], [None] * 7, [[], None, None, None, None, None, None],
+    )  # fmt: skip
+    assert {"/proc/stat", "/proc/vmstat", "/sys"} <= set(host["MaskedPaths"])
+    assert (inspected["Config"]["Entrypoint"] or [], inspected["Config"]["Cmd"][:3]) == ([], ["timeout", "-s", "KILL"])
+    names_of_image = {one.partition("=")[0] for one in set_by_image}
+    ours_alone = {one.partition("=")[0] for one in inspected["Config"]["Env"]} - names_of_image
+    assert ours_alone <= {name for name, _ in environment(2.0, None)}
+    labels = inspected["Config"]["Labels"]
+    assert {"autoresearch", "autoresearch.owner", "autoresearch.run", "autoresearch.trial", "autoresearch.role"} <= set(labels)
+    assert labels["autoresearch.owner"] == str(os.getuid())
+    assert (options["type"], set(options["o"].split(",")) >= {"nosuid", "nodev", "noexec", "uid=10001"}) == ("tmpfs", True)
+    assert "size=" in options["o"]
+    assert "nr_inodes=" in options["o"]
+    assert {mount["Type"] for mount in inspected["Mounts"]} == {"volume"}
+    assert {mount["Destination"]: mount["RW"] for mount in inspected["Mounts"]} == {
+        "/in": False,
+        "/out": True,
+        "/prepare": False,
+    }
+
+
 def test_a_running_trial_has_every_limit(task: Task, engine: DockerClient, again: Again) -> None:
     """Looked at from outside, by the engine's own words."""
     child = task.spawn("trial", "--candidate", str(again("sleeps")))
@@ -281,30 +332,14 @@ def test_a_running_trial_has_every_limit(task: Task, engine: DockerClient, again
             time.sleep(0.2)
         (found,) = running
         inspected = engine.api.inspect_container(found["Id"])
+        (out,) = [mount["Name"] for mount in inspected["Mounts"] if mount["RW"]]
+        writable = engine.api.inspect_volume(out)
+        image = engine.api.inspect_image(inspected["Image"])
     finally:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
-    host = inspected["HostConfig"]
-
-    assert inspected["Config"]["User"] == "10001:10001"
     assert inspected["Image"] == images.image_id("cpu", STATE)
-    assert host["NetworkMode"] == "none"
-    assert host["ReadonlyRootfs"] is True
-    assert host["CapDrop"] == ["ALL"]
-    assert host["CapAdd"] is None
-    assert host["SecurityOpt"][0] == "no-new-privileges"
-    assert json.loads(host["SecurityOpt"][1].removeprefix("seccomp="))["defaultAction"] == "SCMP_ACT_ERRNO"
-    assert host["Memory"] == host["MemorySwap"] == 2 << 30
-    assert host["PidsLimit"] == 256
-    assert host["NanoCpus"] == 2_000_000_000
-    assert host["LogConfig"]["Type"] == "local"
-    assert host["Binds"] is None
-    assert {mount["Type"] for mount in inspected["Mounts"]} == {"volume"}
-    assert {mount["Destination"]: mount["RW"] for mount in inspected["Mounts"]} == {
-        "/in": False,
-        "/out": True,
-        "/prepare": False,
-    }
+    holds_every_limit(inspected, writable["Options"], set_by_image=image["Config"]["Env"] or ())
     # Ctrl-C in the middle of a trial: nothing is left (the fixture looks), and the same command goes on.
     assert child.returncode == 130
     assert "what was measured is kept" in err
