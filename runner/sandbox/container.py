@@ -27,8 +27,8 @@ HOLDER_PROGRAM = Path(__file__).with_name("inside_holder.py").read_text(encoding
 Body = dict[str, Any]
 
 
-def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
-    """The create call of the container that runs untrusted code."""
+def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str, runtime: str | None = None) -> Body:
+    """The create call of the container that runs untrusted code, by the engine's `runtime` of that name if one is given."""
     limits = spec.limits
     deadline = limits.startup_seconds + limits.seconds + ORPHAN_GRACE_SECONDS
     mounts = [
@@ -57,6 +57,7 @@ def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str) -> Body:
             "Mounts": mounts,
             "LogConfig": _log(limits.log_bytes),
             "DeviceRequests": _gpu(spec.gpu),
+            **({} if runtime is None else {"Runtime": runtime}),
         },
     }
 

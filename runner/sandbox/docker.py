@@ -44,8 +44,12 @@ LATE_SECONDS = 0.5
 class DockerSandbox:
     """Implements `runner.protocols.Sandbox`."""
 
-    def __init__(self, client: DockerClient, *, gpu: Callable[[str], Reading | None] | None = None) -> None:
+    def __init__(
+        self, client: DockerClient, *, gpu: Callable[[str], Reading | None] | None = None, runtime: str | None = None
+    ) -> None:
         self._client = client
+        self._runtime = runtime
+        """The engine's runtime that trials run by; None: its default."""
         self._gpu = gpu
         """What the driver says of the GPU of a UUID; called about once a second while a trial has it."""
 
@@ -62,7 +66,7 @@ class DockerSandbox:
         destination.mkdir(parents=True, exist_ok=True)
         try:
             with holder(self._client, spec) as held, engine_errors(spec.image):
-                body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
+                body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume, runtime=self._runtime)
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
                     sampler = Sampler(self._client, spec, held, identifier, self._gpu)

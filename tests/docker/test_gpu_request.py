@@ -49,7 +49,7 @@ def nvidia(engine: DockerClient, image: str) -> Iterator[DockerClient]:
 def seen(client: DockerClient, image: str, gpu: str | None, folder: Path) -> tuple[list[str], str]:
     """The device files that a container finds, and what the hook was asked for."""
     program = (
-        "import os; open('/out/ready', 'w'); names = sorted(n for n in os.listdir('/dev') if n.startswith('nvidia'));"
+        "import os, time; open('/out/ready', 'w'); time.sleep(1); names = sorted(n for n in os.listdir('/dev') if n.startswith('nvidia'));"
         "open('/out/result', 'w').write(' '.join(names) + '|' + os.environ.get('NVIDIA_VISIBLE_DEVICES', ''))"
     )
     spec = TrialSpec(
