@@ -16,7 +16,7 @@ from tests.test_probe import FACTS, FakeSandbox
 class FakeClient:
     """Says what engine it is."""
 
-    def __init__(self, **facts: str) -> None:
+    def __init__(self, **facts: object) -> None:
         self._facts = {"ID": "E", "ServerVersion": "20.10", "KernelVersion": "6.1", **facts}
 
     def info(self) -> dict[str, Any]:
@@ -24,7 +24,7 @@ class FakeClient:
 
 
 def probes(
-    state: Path, facts: dict[str, Any] | None = None, *, image: str = "i", gpu: str | None = None, again: bool = False, **engine: str
+    state: Path, facts: dict[str, Any] | None = None, *, image: str = "i", gpu: str | None = None, again: bool = False, **engine: object
 ) -> int:
     """How many containers were run to find out."""
     sandbox = FakeSandbox(json.dumps(FACTS if facts is None else facts))
@@ -51,3 +51,8 @@ def test_what_does_not_hold_is_refused_every_time(tmp_path: Path) -> None:
             probes(tmp_path, FACTS | {"processes": None}, again=True)
     # Nor is what held before believed now.
     assert probes(tmp_path) == 1
+
+
+def test_an_engine_that_says_that_it_does_not_limit_is_refused_without_a_container(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match=r"pids: the engine says that it cannot limit them here; cpus: the engine says"):
+        probes(tmp_path, PidsLimit=False, CpuCfsQuota=False)

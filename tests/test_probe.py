@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner.errors import EngineError
-from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, probe, refuse
+from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, probe, refuse, unlimited
 from runner.trial import Ending, Progress, Result, TrialSpec
 
 FACTS: dict[str, Any] = {
@@ -163,3 +163,10 @@ def test_it_asks_for_a_gpu_only_if_the_run_has_one() -> None:
 
     (spec,) = sandbox.specs
     assert (spec.gpu, spec.labels, spec.limits) == ("GPU-1", (("a", "b"),), LIMITS)
+
+
+def test_an_engine_that_says_that_it_cannot_limit_is_taken_at_its_word() -> None:
+    assert unlimited({"MemoryLimit": True, "PidsLimit": True, "CpuCfsQuota": True}) == ()
+    assert unlimited({}) == ()
+    found = unlimited({"MemoryLimit": False, "PidsLimit": False, "CpuCfsQuota": False})
+    assert [one.what for one in found] == ["memory", "pids", "cpus"]

@@ -277,9 +277,10 @@ def try_isolation(
     Without `again` what held before on the same engine, kernel and image is not tried once more.  Raises `EngineError`
     that names everything that does not hold.
     """
-    from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse
+    from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse, unlimited
 
     info = client.info()
+    refuse(unlimited(info))
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
     tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "program": PROGRAM}
     digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()

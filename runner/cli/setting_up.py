@@ -219,11 +219,13 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     def isolation() -> str:
         from runner import images
         from runner.sandbox.docker import DockerSandbox
-        from runner.sandbox.probe import has_apparmor, probe, refuse
+        from runner.sandbox.probe import has_apparmor, probe, refuse, unlimited
 
         state = parts.open_workspace(task).state
         client = parts.connect()
-        apparmor = has_apparmor(client.info())
+        info = client.info()
+        refuse(unlimited(info))
+        apparmor = has_apparmor(info)
         image, labels = images.image_id("cpu", state), parts.owner_labels(state)
         refuse(probe(DockerSandbox(client), image, gpu=None, labels=labels, apparmor=apparmor))
         return f"a probe in a trial's place could not get past any limit; AppArmor: {'in force' if apparmor else 'not with this engine'}"

@@ -63,6 +63,16 @@ def has_apparmor(info: Mapping[str, Any]) -> bool:
     return any(one.startswith("name=apparmor") for one in info.get("SecurityOptions") or ())
 
 
+def unlimited(info: Mapping[str, Any]) -> tuple[Finding, ...]:
+    """What the engine that describes itself as `info` says that it does not limit, whatever it is asked for.
+
+    One without root that was given no control groups takes every limit without a word and shows it in its containers; here it tells.
+    On a busy machine this is the only sign of the missing limit of processors.
+    """
+    told = (("memory", "MemoryLimit"), ("pids", "PidsLimit"), ("cpus", "CpuCfsQuota"))
+    return tuple(Finding(what=what, found="the engine says that it cannot limit them here") for what, key in told if info.get(key) is False)
+
+
 def probe(
     sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str], apparmor: bool = False
 ) -> tuple[Finding, ...]:

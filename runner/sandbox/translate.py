@@ -56,6 +56,11 @@ def _translated(error: docker.errors.APIError, image: str) -> EngineError | GpuE
         return GpuError(f"NVIDIA's container toolkit cannot give a container the GPU: {said}. `nvidia-smi -L` lists what the driver knows")
     if "No such image" in said:
         return EngineError(f"the engine has no image {image[:19]}: build it with `autoresearch images build`")
+    if "volume options size and inodes not supported" in said:
+        return EngineError(
+            f"the engine cannot cap what a trial writes, so none is started: {said}. It is Podman, by these words; Docker without root does that "
+            "(docs/security.md)"
+        )
     if "no space left on device" in said:
         return StateError(f"the container engine's disk is full: {said}. Free space and run the same command again")
     return EngineError(f"the container engine refused: {said}")
