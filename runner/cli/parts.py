@@ -270,18 +270,26 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
 
 
 def try_isolation(
-    sandbox: Sandbox, client: Engine, state: Path, image: str, gpu: str | None, labels: Mapping[str, str], *, again: bool
+    sandbox: Sandbox,
+    client: Engine,
+    state: Path,
+    image: str,
+    gpu: str | None,
+    labels: Mapping[str, str],
+    *,
+    cdi: frozenset[str] = frozenset(),
+    again: bool,
 ) -> None:
     """Make sure that the engine isolates a trial: a probe finds out what one could do.
 
-    Without `again` what held before on the same engine, kernel and image is not tried once more.  Raises `EngineError`
-    that names everything that does not hold.
+    Without `again` what held before on the same engine, kernel and image, and with the same CDI names, is not tried once more.
+    Raises `EngineError` that names everything that does not hold.
     """
     from runner.sandbox.probe import PROGRAM, probe, refuse
 
     info = client.info()
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
-    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "program": PROGRAM}
+    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "program": PROGRAM}
     digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     path = state / ISOLATION
     if not again and path.exists() and path.read_text() == digest:

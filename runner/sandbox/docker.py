@@ -44,8 +44,15 @@ LATE_SECONDS = 0.5
 class DockerSandbox:
     """Implements `runner.protocols.Sandbox`."""
 
-    def __init__(self, client: DockerClient, *, gpu: Callable[[str], Reading | None] | None = None) -> None:
-        self._client = client
+    def __init__(
+        self,
+        client: DockerClient,
+        *,
+        gpu: Callable[[str], Reading | None] | None = None,
+        cdi: frozenset[str] = frozenset(),
+    ) -> None:
+        """`cdi` are the names under which the engine gives out GPUs by CDI (`sandbox.cdi`)."""
+        self._client, self._cdi = client, cdi
         self._gpu = gpu
         """What the driver says of the GPU of a UUID; called about once a second while a trial has it."""
 
@@ -62,7 +69,9 @@ class DockerSandbox:
         destination.mkdir(parents=True, exist_ok=True)
         try:
             with holder(self._client, spec) as held, engine_errors(spec.image):
-                body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume)
+                body = container.trial_body(
+                    spec, in_volume=held.in_volume, out_volume=held.out_volume, cdi=self._cdi
+                )
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
                     sampler = Sampler(self._client, spec, held, identifier, self._gpu)

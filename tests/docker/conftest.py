@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,11 @@ def engine() -> Iterator[DockerClient]:
 def cpu_image() -> str:
     """Engine id of the cpu image; `make images` builds it."""
     return images.image_id("cpu", STATE)
+
+
+def real_socket() -> str:
+    """Path of the engine's socket, for a test that puts something before it."""
+    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
 
 def charge_little(task: Path) -> None:

@@ -7,15 +7,16 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from runner import leases
-from tests.docker.conftest import STATE, ours
+from tests.docker.conftest import STATE, ours, real_socket
+from tests.docker.doctored import doctored
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -150,6 +151,28 @@ def test_a_card_that_cannot_tell_who_computes_is_no_error(task: Task) -> None:
     done = task.run("--gpus", "0", FAKE_NVML_BUSY="unsupported")
 
     assert "cannot give a container a GPU" in done.stderr, done.stderr
+
+
+def test_an_engine_that_knows_the_gpu_by_cdi_is_asked_by_cdi(task: Task, tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def knows(name: str) -> Callable[[dict[str, Any]], None]:
+        return lambda info: info.update(DiscoveredDevices=[{"Source": "cdi", "ID": f"nvidia.com/gpu={name}"}])
+
+    with doctored(tmp_path / "one", real_socket(), ignores=asked.append, info=knows(UUID)) as address:
+        done = task.run("--gpus", "0", DOCKER_HOST=address)
+    assert done.returncode == 4, done.stderr
+    # The real one does not know it; that it was asked is what is tried here.
+    assert 'could not select device driver "cdi"' in done.stderr
+    (trial,) = [one for one in asked if one["Labels"]["autoresearch.role"] == "trial"]
+    assert trial["HostConfig"]["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={UUID}"]}]
+    assert "NVIDIA_VISIBLE_DEVICES=void" in trial["Env"]
+
+    # It knows another one: then as always.
+    with doctored(tmp_path / "other", real_socket(), ignores=asked.append, info=knows("GPU-1")) as address:
+        done = task.run("--gpus", "0", DOCKER_HOST=address)
+    assert 'could not select device driver ""' in done.stderr
+    assert asked[-1]["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == [UUID]
 
 
 def test_an_engine_without_the_nvidia_toolkit_is_refused_and_the_lease_given_back(task: Task) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from runner import images
 from runner.errors import EngineError
 from runner.sandbox.docker import DockerSandbox
 from runner.sandbox.probe import Finding, probe, refuse
-from tests.docker.conftest import STATE, ours
+from tests.docker.conftest import STATE, ours, real_socket
 from tests.docker.doctored import doctored
 
 if TYPE_CHECKING:
@@ -29,10 +28,6 @@ LABELS = {"autoresearch": "1", "autoresearch.probe": "test"}
 def nothing_is_left(engine: DockerClient) -> Iterator[None]:
     yield
     assert ours(engine, "autoresearch.probe=test") == []
-
-
-def real_socket() -> str:
-    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
 
 def image() -> str:
