@@ -259,12 +259,12 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
     from runner.sandbox.leased import LeasedSandbox
     from runner.sandbox.tenants import is_gone, tenants
 
-    index = gpus.index_of(gpu)
+    found = gpus.find(gpu)
     engine = str(client.info()["ID"])
     with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:
-        busy = [f"container {name}" for name in tenants(client, gpu, index)] or gpus.foreign_processes(gpu)
+        busy = [f"container {name}" for name in tenants(client, found)] or gpus.foreign_processes(gpu)
         if busy:
-            message = f"GPU {index} ({gpu}) was given to {', '.join(busy)}, so what is timed there would not be its own: end that, or name another with --gpus"
+            message = f"GPU {found.label} ({gpu}) was given to {', '.join(busy)}, so what is timed there would not be its own: end that, or name another with --gpus"
             raise GpuError(message)
         yield LeasedSandbox(sandbox, lease)
 

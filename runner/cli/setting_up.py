@@ -245,7 +245,8 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     def gpu() -> str:
         from runner import gpus
 
-        return ", ".join(f"{found.index} {found.name} {found.memory_gb:.0f} GB" for found in gpus.discover())
+        there = gpus.usable(gpus.discover())
+        return ", ".join(f"{found.label} {found.name} {found.memory_gb:.0f} GB" for found in there) or "none that a run could have"
 
     return [
         ("git", True, repository),

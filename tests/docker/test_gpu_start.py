@@ -27,6 +27,7 @@ COMMAND = Path(sys.executable).with_name("autoresearch")
 ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("nvml")
 UUID = "GPU-00000000-0000-0000-0000-000000000000"
+CARD, PART = "GPU-00000000-0000-0000-0000-000000000002", "MIG-00000000-0000-0000-0000-000000000001"
 
 
 class Task:
@@ -59,9 +60,9 @@ def task(tmp_path: Path) -> Task:
 
 
 @contextmanager
-def device() -> Iterator[None]:
+def device(name: str = "/dev/nvidia0") -> Iterator[None]:
     """Something called /dev/nvidia0, where there is no GPU; it is /dev/null by another name."""
-    path = Path("/dev/nvidia0")
+    path = Path(name)
     if path.exists():
         yield
         return
@@ -91,6 +92,47 @@ def test_a_gpu_that_is_not_there_is_an_error_and_never_a_slower_run(task: Task) 
 
     assert done.returncode == 4
     assert "there is no GPU 2; this machine has: 0 (Imaginary 80 GB), 1 (Imaginary 24 GB)" in done.stderr
+
+
+def test_a_part_of_a_divided_gpu_is_leased_and_given_by_its_own_uuid(task: Task) -> None:
+    with leases.held(task.leases, CARD, run="nightly", engine="E", gone=lambda *_: False):
+        done = task.run("--gpus", "2:1", FAKE_NVML_DIVIDED="2")
+    assert "cannot give a container a GPU" in done.stderr, done.stderr
+    assert (task.leases / f"{PART}.lease").read_bytes() == b""
+
+    with leases.held(task.leases, PART, run="nightly", engine="E", gone=lambda *_: False):
+        done = task.run("--gpus", "2:1", FAKE_NVML_DIVIDED="2")
+        assert done.returncode == 4
+        assert f"GPU {PART} is leased by " in done.stderr
+        # The run is the same one, which has that part.
+        done = task.run("--gpus", "2:2", FAKE_NVML_DIVIDED="2")
+        assert done.returncode == 2
+        assert f"--gpus 2:2 (it runs on GPU {PART})" in done.stderr
+        assert f"GPU {PART} is leased by " in task.run("--gpus", PART, FAKE_NVML_DIVIDED="2").stderr
+    assert f"GPU {PART} is no longer in this machine" in task.run(FAKE_NVML_DIVIDED="0").stderr
+
+
+def test_a_divided_gpu_is_refused_with_its_parts(task: Task) -> None:
+    done = task.run("--gpus", "2", FAKE_NVML_DIVIDED="2")
+
+    assert done.returncode == 4
+    assert "GPU 2 (Imaginary 40 GB) is divided" in done.stderr
+    assert "name one of its parts: 2:1 (" in done.stderr
+
+
+def test_a_part_is_taken_where_its_card_was_given_away(task: Task, engine: DockerClient, cpu_image: str) -> None:
+    busy = task.run("--gpus", "2:1", FAKE_NVML_DIVIDED="2", FAKE_NVML_BUSY="2")
+    assert busy.returncode == 4
+    assert f"GPU 2:1 ({PART}) was given to process 4242 with 300 MiB" in busy.stderr
+    other = task.run(FAKE_NVML_DIVIDED="2", FAKE_NVML_BUSY="2:2")
+    assert "was given to" not in other.stderr
+
+    with device("/dev/nvidia2"), tenant(engine, cpu_image, "autoresearch-test-tenant", Devices=[
+        {"PathOnHost": "/dev/nvidia2", "PathInContainer": "/dev/nvidia2", "CgroupPermissions": "rw"}
+    ]):  # fmt: skip
+        done = task.run(FAKE_NVML_DIVIDED="2")
+        assert done.returncode == 4
+        assert f"GPU 2:1 ({PART}) was given to container autoresearch-test-tenant" in done.stderr
 
 
 def test_a_gpu_that_another_runner_has_is_refused_by_name(task: Task) -> None:
