@@ -304,6 +304,8 @@ def test_doctor_names_each_thing_and_ends_with_the_first_failure(task: Path) -> 
     assert found["git"]["ok"] is True
     assert found["engine"]["ok"] is False
     assert found["gpu"]["needed"] is False
+    if not found["gpu"]["ok"] and shutil.which("nvidia-ctk") is None:
+        assert found["toolkit"] == {"check": "toolkit", "ok": True, "needed": False, "detail": "none needed: no GPU answers here"}
 
 
 @pytest.mark.parametrize(

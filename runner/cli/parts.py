@@ -250,15 +250,18 @@ def within(task: Task, client: Engine) -> Task:
 def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> Iterator[Sandbox]:
     """The sandbox with the exclusive right to the GPU of this UUID, if there is one.
 
-    Raises `GpuError` if another runner has it, or anything else computes on it or might.
+    Raises `GpuError` if another runner has it, or anything else computes on it or might, and `EngineError` if the engine's
+    toolkit is known to let a container with a GPU out.
     """
     if gpu is None:
         yield sandbox
         return
-    from runner import gpus, leases
+    from runner import gpus, leases, toolkit
+    from runner.sandbox.connect import is_local
     from runner.sandbox.leased import LeasedSandbox
     from runner.sandbox.tenants import is_gone, tenants
 
+    toolkit.refuse_flawed(toolkit.look(local=is_local(client)))
     found = gpus.find(gpu)
     engine = str(client.info()["ID"])
     with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:

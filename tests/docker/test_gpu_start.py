@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -43,6 +44,9 @@ class Task:
         (folder / ".autoresearch" / "images.json").write_text(text)
 
     def run(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.call("run", "--preset", "tiny", "--trials", "0", *arguments, **environment)
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         found = {
             **os.environ,
             "AUTORESEARCH_DATA": str(STATE / "data"),
@@ -50,8 +54,7 @@ class Task:
             "PYTHONPATH": f"{FAKE}{os.pathsep}{ROOT}",
             **environment,
         }
-        command = [str(COMMAND), "run", "--preset", "tiny", "--trials", "0", *arguments]
-        return subprocess.run(command, cwd=self.folder, env=found, capture_output=True, text=True, check=False, timeout=100)
+        return subprocess.run([str(COMMAND), *arguments], cwd=self.folder, env=found, capture_output=True, text=True, check=False, timeout=100)
 
 
 @pytest.fixture
@@ -215,6 +218,71 @@ def test_an_engine_that_knows_the_gpu_by_cdi_is_asked_by_cdi(task: Task, tmp_pat
         done = task.run("--gpus", "0", DOCKER_HOST=address)
     assert 'could not select device driver ""' in done.stderr
     assert asked[-1]["HostConfig"]["DeviceRequests"][0]["DeviceIDs"] == [UUID]
+
+
+@contextmanager
+def toolkit(folder: Path, program: str) -> Iterator[str]:
+    """A PATH on which `program`, a line of shell, answers as `nvidia-ctk`."""
+    folder.mkdir()
+    path = folder / "nvidia-ctk"
+    path.write_text(f"#!/bin/sh\n{program}\n")
+    path.chmod(0o755)
+    yield f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+def check(task: Task, **environment: str) -> dict[str, Any]:
+    """What `doctor` says of the toolkit."""
+    done = task.call("doctor", "--json", **environment)
+    assert "Traceback" not in done.stderr
+    (found,) = [one for one in map(json.loads, done.stdout.splitlines()) if one["check"] == "toolkit"]
+    assert (sorted(found), found["needed"]) == (["check", "detail", "needed", "ok"], False)
+    return dict(found)
+
+
+def test_a_toolkit_that_lets_containers_out_is_refused_before_anything_starts(task: Task, tmp_path: Path) -> None:
+    with toolkit(tmp_path / "old", "echo NVIDIA Container Toolkit CLI version 1.16.1; echo commit: 0") as path:
+        done = task.run("--gpus", "0", PATH=path)
+        said = check(task, PATH=path)
+
+    assert done.returncode == 3, done.stderr
+    flaws = "CVE-2024-0132, CVE-2024-0133, CVE-2025-23266, CVE-2025-23267"
+    assert f"1.16.1, in which a container with a GPU can reach its host ({flaws}), so none is started: install 1.17.8 or later" in done.stderr
+    assert not list(task.leases.iterdir())
+    assert (said["ok"], flaws in said["detail"]) == (False, True)
+
+
+def test_a_newer_toolkit_is_fine(task: Task, tmp_path: Path) -> None:
+    with toolkit(tmp_path / "new", "echo NVIDIA Container Toolkit CLI version 1.18.1") as path:
+        assert "cannot give a container a GPU" in task.run("--gpus", "0", PATH=path).stderr
+        assert check(task, PATH=path) == {"check": "toolkit", "ok": True, "needed": False, "detail": "1.18.1, 1.17.8 or later is wanted"}
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("exit 3", "--version ended with 3 and said ''"),
+        ("printf '\033[31mwhat?'", "said '[31mwhat?'"),
+        ("exec sleep 60", "does not answer within 5 s"),
+    ],
+)
+def test_a_toolkit_that_cannot_be_asked_is_unknown_and_said_to_be(task: Task, tmp_path: Path, program: str, why: str) -> None:
+    with toolkit(tmp_path / "odd", program) as path:
+        said = check(task, PATH=path)
+        done = task.run("--gpus", "0", PATH=path)
+
+    assert not said["ok"]
+    assert said["detail"].startswith("unknown: ")
+    assert why in said["detail"]
+    assert "cannot give a container a GPU" in done.stderr
+
+
+def test_a_gpu_without_a_toolkit_to_ask_is_said(task: Task) -> None:
+    if shutil.which("nvidia-ctk"):
+        pytest.fail("this test is for machines without NVIDIA's toolkit")
+    said = check(task)
+
+    assert not said["ok"]
+    assert said["detail"].startswith("unknown: nvidia-ctk is not on the PATH")
 
 
 def test_an_engine_without_the_nvidia_toolkit_is_refused_and_the_lease_given_back(task: Task) -> None:
