@@ -239,7 +239,7 @@ kernel clears page by page: a fifth of a CPU training, and the part of its cost 
 
 
 def environment(cpus: float, gpu: str | None) -> tuple[tuple[str, str], ...]:
-    """Everything a trial's processes find in their environment, built from empty."""
+    """Everything a trial's processes find in their environment, built from empty, but for the word about GPUs (`sandbox.container`)."""
     threads = str(max(1, math.floor(cpus)))
     return (
         ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
@@ -256,6 +256,4 @@ def environment(cpus: float, gpu: str | None) -> tuple[tuple[str, str], ...]:
         ("TRITON_CACHE_DIR", "/scratch/triton"),
         ("TMPDIR", "/scratch"),
         *(() if gpu else KEEP_MEMORY),
-        # An image may ask for every GPU by its own environment; this is the word that counts.
-        *((("NVIDIA_DRIVER_CAPABILITIES", "compute,utility"),) if gpu else (("NVIDIA_VISIBLE_DEVICES", "void"),)),
     )

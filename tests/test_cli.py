@@ -94,7 +94,16 @@ def record(trial: int, commit: str, verdict: Verdict, val_bpb: float | None) -> 
         (["run", "--cpu", "--tag", "data"], 2, "--tag 'data'"),
         (["run", "--cpu", "--gpus", "0"], 2, "exclude each other"),
         (["run", "--cpu", "--preset", "smok"], 2, "did you mean smoke?"),
-        (["run", "--gpus", "0,1"], 2, "several at once are not there yet"),
+        (["run", "--gpus", "0,1"], 2, "--gpus 0,1: name one GPU by its index; several at once are not there yet"),
+        (["run", "--gpus", "2:0,2:1"], 2, "several at once are not there yet"),
+        (["run", "--gpus", "first"], 2, "--gpus first: name one GPU by its index (0), one part of a GPU that is divided (0:1), or by UUID"),
+        (["run", "--gpus", ""], 2, "name one GPU by its index"),
+        (["run", "--gpus", "0:"], 2, "name one GPU by its index"),
+        (["run", "--gpus", "0:1:2"], 2, "name one GPU by its index"),
+        (["run", "--gpus", "\u0663"], 2, "name one GPU by its index"),
+        (["run", "--gpus", "1" * 5000], 2, "name one GPU by its index"),
+        (["run", "--gpus", "GPU-../../x"], 2, "name one GPU by its index"),
+        (["run", "--gpus", "all"], 2, "name one GPU by its index"),
         (["run", "--cpu"], 3, "autoresearch images build cpu"),
         (["trial", "--cpu"], 2, "--candidate"),
         (["trial", "--cpu", "--candidate", "/nowhere.py"], 2, "--candidate /nowhere.py: No such file or directory"),
@@ -124,7 +133,8 @@ def test_a_gpu_that_is_not_there_is_exit_4(task: Path) -> None:
         pytest.fail("this test is for machines without a GPU")
 
     assert "use --cpu" in call("run", "--task", str(task), code=4)
-    call("run", "--task", str(task), "--gpus", "0", code=4)
+    for name in ("0", "0:1", "GPU-8a5c", "MIG-8a5c", "MIG-GPU-8a5c/1/0"):
+        call("run", "--task", str(task), "--gpus", name, code=4)
 
 
 def test_a_folder_that_is_no_task(tmp_path: Path, repository: Path) -> None:
@@ -294,6 +304,8 @@ def test_doctor_names_each_thing_and_ends_with_the_first_failure(task: Path) -> 
     assert found["git"]["ok"] is True
     assert found["engine"]["ok"] is False
     assert found["gpu"]["needed"] is False
+    if not found["gpu"]["ok"] and shutil.which("nvidia-ctk") is None:
+        assert found["toolkit"] == {"check": "toolkit", "ok": True, "needed": False, "detail": "none needed: no GPU answers here"}
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_the_whole_body_of_a_trial(spec: TrialSpec) -> None:
         "Cmd": ["timeout", "-s", "KILL", "423", "python3", "/in/train.py"],
         "User": "10001:10001",
         "WorkingDir": "/tmp",
-        "Env": ["HOME=/tmp"],
+        "Env": ["HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=void"],
         "Labels": {"autoresearch": "1", "autoresearch.role": "trial"},
         "NetworkDisabled": True,
         "HostConfig": {
@@ -168,6 +168,33 @@ def test_one_gpu_by_uuid_and_never_all(spec: TrialSpec) -> None:
         {"Driver": "", "DeviceIDs": ["GPU-123"], "Capabilities": [["gpu", "compute", "utility"]]}
     ]
     assert body["HostConfig"]["MaskedPaths"] == masked_paths(gpu=True)
+    # The engine adds the variable that names the GPU.
+    assert body["Env"] == ["HOME=/tmp", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
+
+
+@pytest.mark.parametrize("uuid", ["GPU-123", "MIG-123"])
+def test_a_gpu_that_the_engine_knows_by_cdi_is_asked_for_by_cdi_alone(spec: TrialSpec, uuid: str) -> None:
+    asking = replace(spec, gpu=uuid)
+    names = frozenset({"nvidia.com/gpu=GPU-1", f"nvidia.com/gpu={uuid}", "nvidia.com/gpu=all"})
+    legacy = container.trial_body(asking, in_volume="i", out_volume="o", cdi=frozenset({"nvidia.com/gpu=0", "nvidia.com/gpu=all"}))
+
+    body = container.trial_body(asking, in_volume="i", out_volume="o", cdi=names)
+
+    assert body["HostConfig"]["DeviceRequests"] == [{"Driver": "cdi", "DeviceIDs": [f"nvidia.com/gpu={uuid}"]}]
+    # NVIDIA's runtime, where it is the default, would add what this names.
+    assert body["Env"] == ["HOME=/tmp", "NVIDIA_VISIBLE_DEVICES=void"]
+    # Nothing else hangs on how it is asked for.
+    assert legacy == container.trial_body(asking, in_volume="i", out_volume="o")
+    for one in (body, legacy):
+        del one["Env"], one["HostConfig"]["DeviceRequests"]
+    assert body == legacy
+
+
+def test_cdi_gives_no_gpu_to_a_trial_that_has_none(spec: TrialSpec) -> None:
+    body = container.trial_body(spec, in_volume="i", out_volume="o", cdi=frozenset({"nvidia.com/gpu=None", "nvidia.com/gpu=all"}))
+
+    assert body == container.trial_body(spec, in_volume="i", out_volume="o")
+    assert body["HostConfig"]["DeviceRequests"] == []
 
 
 def test_volumes_are_capped_by_the_kernel(spec: TrialSpec) -> None:

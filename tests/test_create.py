@@ -21,7 +21,7 @@ LIMITS = Limits(
 )
 
 
-def body(gpu: str | None = None) -> dict[str, Any]:
+def body(gpu: str | None = None, cdi: frozenset[str] = frozenset()) -> dict[str, Any]:
     spec = TrialSpec(
         phase="train",
         image=IMAGE,
@@ -32,7 +32,7 @@ def body(gpu: str | None = None) -> dict[str, Any]:
         gpu=gpu,
         labels=(("autoresearch", "1"),),
     )
-    return container.trial_body(spec, in_volume="i", out_volume="o")
+    return container.trial_body(spec, in_volume="i", out_volume="o", cdi=cdi)
 
 
 def made(asked: dict[str, Any]) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def made(asked: dict[str, Any]) -> dict[str, Any]:
     for one in host["Mounts"]:
         if not one["ReadOnly"]:
             del one["ReadOnly"]
+    host["DeviceRequests"] = [{"Count": 0, "Capabilities": None, "Options": None, **one} for one in host["DeviceRequests"]]
     host["RestartPolicy"]["MaximumRetryCount"] = 0
     unset = {
         "Binds": None, "PortBindings": None, "VolumesFrom": None, "CapAdd": None, "GroupAdd": None, "Links": None, "Devices": None,
@@ -57,9 +58,45 @@ def made(asked: dict[str, Any]) -> dict[str, Any]:
     return {"Image": asked["Image"], "Config": asked, "HostConfig": {**unset, **host}, "Mounts": mounts}
 
 
-@pytest.mark.parametrize("gpu", [None, "GPU-1"])
-def test_an_engine_that_does_everything_differs_in_nothing(gpu: str | None) -> None:
-    assert differences(body(gpu), made(body(gpu))) == []
+CDI = frozenset({"nvidia.com/gpu=GPU-1"})
+
+
+@pytest.mark.parametrize(("gpu", "cdi"), [(None, CDI), ("GPU-1", frozenset()), ("GPU-1", CDI)])
+def test_an_engine_that_does_everything_differs_in_nothing(gpu: str | None, cdi: frozenset[str]) -> None:
+    assert differences(body(gpu, cdi), made(body(gpu, cdi))) == []
+
+
+@pytest.mark.parametrize("cdi", [frozenset(), CDI])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"DeviceIDs": ["nvidia.com/gpu=all"]},
+        {"DeviceIDs": ["GPU-2"]},
+        {"DeviceIDs": None},
+        {"Driver": "other"},
+        {"Count": -1},
+        {"Count": 2},
+        {"Options": {"a": "b"}},
+    ],
+)
+def test_another_gpu_than_the_one_that_was_asked_for_is_named(change: dict[str, Any], cdi: frozenset[str]) -> None:
+    found = made(body("GPU-1", cdi))
+    found["HostConfig"]["DeviceRequests"][0].update(change)
+
+    (said,) = differences(body("GPU-1", cdi), found)
+
+    assert said.startswith("DeviceRequests: asked ")
+
+
+def test_a_second_gpu_is_named_and_so_is_a_word_to_nvidias_runtime_that_is_not_there() -> None:
+    found = made(body("GPU-1", CDI))
+    found["HostConfig"]["DeviceRequests"].append({"Driver": "cdi", "DeviceIDs": ["nvidia.com/gpu=GPU-2"]})
+    found["Config"]["Env"].remove("NVIDIA_VISIBLE_DEVICES=void")
+
+    first, second = differences(body("GPU-1", CDI), found)
+
+    assert first == "Env lacks NVIDIA_VISIBLE_DEVICES=void"
+    assert second.startswith("DeviceRequests: asked ")
 
 
 @pytest.mark.parametrize("key", sorted(set(body()["HostConfig"]) - {"Mounts", "AutoRemove", "Privileged"}))
@@ -110,7 +147,7 @@ def test_what_was_not_asked_is_named(key: str, value: object) -> None:
         (lambda found: found["Config"].update(User=""), "User: asked 10001:10001, made "),
         (lambda found: found["Config"].update(Entrypoint=["/entrypoint"]), "Entrypoint: asked [], made ['/entrypoint']"),
         (lambda found: found["Config"].update(Cmd=["python3"]), "Cmd: asked "),
-        (lambda found: found["Config"].update(Env=["HOME=/tmp"]), "Env lacks OMP_NUM_THREADS=1"),
+        (lambda found: found["Config"]["Env"].remove("OMP_NUM_THREADS=1"), "Env lacks OMP_NUM_THREADS=1"),
         (lambda found: found["Config"].update(Labels={"autoresearch": "1"}), "Labels lack autoresearch.role"),
         (lambda found: found["Mounts"].pop(0), "mount /in: asked i read-only, made none"),
         (lambda found: found["Mounts"][0].update(RW=True), "mount /in: asked i read-only, made i writable"),

@@ -24,12 +24,19 @@ class FakeClient:
 
 
 def probes(
-    state: Path, facts: dict[str, Any] | None = None, *, image: str = "i", gpu: str | None = None, again: bool = False, **engine: object
+    state: Path,
+    facts: dict[str, Any] | None = None,
+    *,
+    image: str = "i",
+    gpu: str | None = None,
+    cdi: frozenset[str] = frozenset(),
+    again: bool = False,
+    **engine: object,
 ) -> int:
     """How many containers were run to find out."""
     sandbox = FakeSandbox(json.dumps(FACTS if facts is None else facts))
     client: Any = FakeClient(**engine)
-    parts.try_isolation(sandbox, client, state, image, gpu, {"a": "b"}, again=again)
+    parts.try_isolation(sandbox, client, state, image, gpu, {"a": "b"}, cdi=cdi, again=again)
     return len(sandbox.specs)
 
 
@@ -41,7 +48,11 @@ def test_what_held_is_not_tried_again_unless_asked_or_something_changed(tmp_path
     assert probes(tmp_path, KernelVersion="6.2") == 1
     assert probes(tmp_path) == 1
     assert probes(tmp_path, image="another") == 1
-    assert probes(tmp_path, FACTS | {"gpus": ["nvidia0"]}, image="another", gpu="GPU-1") == 1
+    on_gpu = FACTS | {"gpus": ["nvidia0"]}
+    assert probes(tmp_path, on_gpu, image="another", gpu="GPU-1") == 1
+    # Another way to the GPU.
+    assert probes(tmp_path, on_gpu, image="another", gpu="GPU-1", cdi=frozenset({"nvidia.com/gpu=GPU-1"})) == 1
+    assert probes(tmp_path, on_gpu, image="another", gpu="GPU-1", cdi=frozenset({"nvidia.com/gpu=GPU-1"})) == 0
 
 
 def test_what_does_not_hold_is_refused_every_time(tmp_path: Path) -> None:

@@ -112,11 +112,13 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_named() -> None:
 def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
     facts = copy.deepcopy(FACTS) | {"gpus": ["nvidia0"]}
     facts["mounts"]["/run/nvidia-persistenced/socket"] = [1, 1, ["rw", "nosuid"]]
-    facts["environment"].append("NVIDIA_CTK_LIBCUDA_DIR")
+    # As mounts of their own, where the engine may not make device files.
+    facts["mounts"] |= {f"/dev/{name}": [0, 0, ["rw", "nosuid"]] for name in ("nvidia0", "nvidiactl", "dri/renderD128")}
+    facts["environment"] += ["NVIDIA_CTK_LIBCUDA_DIR", "NVIDIA_VISIBLE_DEVICES"]
 
     assert list(judge(facts, gpus=1)) == []
     found = [one.what for one in judge(facts | {"gpus": []}, gpus=0)]
-    assert found == ["few places to write", "an environment built from empty"]
+    assert found == ["few places to write"] * 4 + ["an environment built from empty"]
 
 
 class FakeSandbox:

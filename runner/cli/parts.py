@@ -250,39 +250,50 @@ def within(task: Task, client: Engine) -> Task:
 def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> Iterator[Sandbox]:
     """The sandbox with the exclusive right to the GPU of this UUID, if there is one.
 
-    Raises `GpuError` if another runner has it, or anything else computes on it or might.
+    Raises `GpuError` if another runner has it, or anything else computes on it or might, and `EngineError` if the engine's
+    toolkit is known to let a container with a GPU out.
     """
     if gpu is None:
         yield sandbox
         return
-    from runner import gpus, leases
+    from runner import gpus, leases, toolkit
+    from runner.sandbox.connect import is_local
     from runner.sandbox.leased import LeasedSandbox
     from runner.sandbox.tenants import is_gone, tenants
 
-    index = gpus.index_of(gpu)
+    toolkit.refuse_flawed(toolkit.look(local=is_local(client)))
+    found = gpus.find(gpu)
     engine = str(client.info()["ID"])
     with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:
-        busy = [f"container {name}" for name in tenants(client, gpu, index)] or gpus.foreign_processes(gpu)
+        busy = [f"container {name}" for name in tenants(client, found)] or gpus.foreign_processes(gpu)
         if busy:
-            message = f"GPU {index} ({gpu}) was given to {', '.join(busy)}, so what is timed there would not be its own: end that, or name another with --gpus"
+            message = f"GPU {found.label} ({gpu}) was given to {', '.join(busy)}, so what is timed there would not be its own: end that, or name another with --gpus"
             raise GpuError(message)
         yield LeasedSandbox(sandbox, lease)
 
 
 def try_isolation(
-    sandbox: Sandbox, client: Engine, state: Path, image: str, gpu: str | None, labels: Mapping[str, str], *, again: bool
+    sandbox: Sandbox,
+    client: Engine,
+    state: Path,
+    image: str,
+    gpu: str | None,
+    labels: Mapping[str, str],
+    *,
+    cdi: frozenset[str] = frozenset(),
+    again: bool,
 ) -> None:
     """Make sure that the engine isolates a trial: a probe finds out what one could do.
 
-    Without `again` what held before on the same engine, kernel and image is not tried once more.  Raises `EngineError`
-    that names everything that does not hold.
+    Without `again` what held before on the same engine, kernel and image, and with the same CDI names, is not tried once more.
+    Raises `EngineError` that names everything that does not hold.
     """
     from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse, unlimited
 
     info = client.info()
     refuse(unlimited(info))
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
-    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "program": PROGRAM}
+    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "program": PROGRAM}
     digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     path = state / ISOLATION
     if not again and path.exists() and path.read_text() == digest:

@@ -27,7 +27,7 @@ class AgentName(StrEnum):
 
 
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
-GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="N", help="Index of the GPU to use.")]
+GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="N", help="The GPU to use: index, part (0:1) or UUID.")]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU image; without --preset: smoke.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=20_000, help="Seed of a new run; by default 1.")]
 NewOption = Annotated[bool, typer.Option("--new", help="Start a new run instead of continuing the latest.")]

@@ -59,6 +59,7 @@ class Session:
     def _measuring(self) -> Iterator[tuple[Measurer | ReportedMeasurer, Gate]]:
         """What measures candidates, and what they have to pass before."""
         from runner import gpus
+        from runner.sandbox import cdi
         from runner.sandbox.docker import DockerSandbox
 
         header = self.ledger.state.header
@@ -67,12 +68,13 @@ class Session:
         task = parts.within(self.task, client)
         labels = parts.owner_labels(self.workspace.state)
         trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
-        engine = DockerSandbox(client, gpu=gpus.reading)
+        offered = cdi.offered(client) if header["gpu"] else frozenset()
+        engine = DockerSandbox(client, gpu=gpus.reading, cdi=offered)
         engine.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(engine, self.workspace.state)
         with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
             parts.try_isolation(
-                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), again=self.probed_anew
+                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered, again=self.probed_anew
             )
             if task.score.reported:
                 yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)

@@ -19,7 +19,7 @@ import typer
 from runner import ledger
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TaskOption, app
-from runner.errors import AutoresearchError, EngineError, UsageError
+from runner.errors import AutoresearchError, EngineError, GpuError, UsageError
 
 if TYPE_CHECKING:
     from runner.prepare import Prepared
@@ -176,7 +176,7 @@ def doctor(
     preset: Annotated[str | None, typer.Option("--preset", metavar="P", help="Whose data to look for.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Engine, images, isolation, data, GPU: what holds, what does not, what to do.  Ends with the first failure's code."""
+    """Engine, images, isolation, data, GPU and its toolkit: what holds, what does not, what to do.  Ends with the first failure's code."""
     worst = 0
     for name, needed, check in _checks(task, preset):
         try:
@@ -250,7 +250,8 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
     def gpu() -> str:
         from runner import gpus
 
-        return ", ".join(f"{found.index} {found.name} {found.memory_gb:.0f} GB" for found in gpus.discover())
+        there = gpus.usable(gpus.discover())
+        return ", ".join(f"{found.label} {found.name} {found.memory_gb:.0f} GB" for found in there) or "none that a run could have"
 
     return [
         ("git", True, repository),
@@ -259,7 +260,25 @@ def _checks(task: Path, preset: str | None) -> list[tuple[str, bool, Callable[[]
         ("isolation", True, isolation),
         ("data", True, data),
         ("gpu", False, gpu),
+        ("toolkit", False, _toolkit),
     ]
+
+
+def _toolkit() -> str:
+    from runner import gpus, toolkit
+    from runner.sandbox.connect import is_local
+
+    if not toolkit.is_here():
+        try:
+            gpus.discover()
+        except GpuError:
+            return "none needed: no GPU answers here"
+    found = toolkit.look(local=is_local(parts.connect()))
+    toolkit.refuse_flawed(found)
+    if found.version is None:
+        message = f"unknown: {found.unknown}. Trials on a GPU want {toolkit.OLDEST} or later where the engine is"
+        raise EngineError(message)
+    return f"{found.version}, {toolkit.OLDEST} or later is wanted"
 
 
 def prepared_for(task: Task, state: Path, client: Engine | None, *, quiet: bool) -> Prepared:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from runner.ledger import Event, Ledger
 if TYPE_CHECKING:
     from runner.task import Task
     from runner.workspace import Workspace
+
+
+GPU_NAME = re.compile(r"(0|[1-9][0-9]{0,3})(:(0|[1-9][0-9]{0,3}))?|(GPU|MIG)-[0-9A-Za-z/-]{1,120}")
+"""An index, a card and a part of it, or a UUID; drivers before R470 have slashes in a part's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     if wanted.preset is not None:
         # A name that does not exist is refused before anything is said about the machine.
         parts.load_frozen(folder, checkout.root, wanted.preset, overrides)
-    gpu = None if wanted.cpu else gpus.pick(_gpu_index(wanted.gpus))
+    gpu = None if wanted.cpu else gpus.pick(_gpu_name(wanted.gpus))
     preset = choose_preset(
         frozen, cpu=wanted.cpu, gpu_memory_gb=gpu.memory_gb if gpu else None, named=wanted.preset
     )
@@ -132,13 +137,17 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     }
 
 
-def _gpu_index(text: str | None) -> int:
+def _gpu_name(text: str | None) -> str:
+    """What `--gpus` calls a GPU, whether there is such a one or not.  Raises `UsageError`."""
     if text is None:
-        return 0
-    if not text.isdecimal():
+        return "0"
+    if "," in text:
         message = f"--gpus {text}: name one GPU by its index; several at once are not there yet"
         raise UsageError(message)
-    return int(text)
+    if not GPU_NAME.fullmatch(text):
+        message = f"--gpus {text}: name one GPU by its index (0), one part of a GPU that is divided (0:1), or by UUID (GPU-... or MIG-...)"
+        raise UsageError(message)
+    return text
 
 
 def refuse_other_level(checkout: Task, task: Task, what: str, advice: str) -> None:
@@ -165,7 +174,7 @@ def refuse_other_wishes(header: Event, wanted: Wanted) -> None:
     ]
     if wanted.cpu and header["gpu"]:
         clashes.append(f"--cpu (it runs on {where})")
-    if wanted.gpus is not None and not (header["gpu"] and gpus.pick(_gpu_index(wanted.gpus)).uuid == header["gpu"]):
+    if wanted.gpus is not None and not (header["gpu"] and gpus.pick(_gpu_name(wanted.gpus)).uuid == header["gpu"]):
         clashes.append(f"--gpus {wanted.gpus} (it runs on {where})")
     if wanted.overrides() and wanted.overrides() != header["overrides"]:
         clashes.append("--dataset or --source (it has others)")

@@ -12,6 +12,8 @@ from runner.sandbox.translate import engine_errors
 from runner.setup.engine import require
 
 TIMEOUT_SECONDS = 60
+UNIX = "http+docker://localhost"
+"""What the client calls every unix socket."""
 
 
 def connect(
@@ -32,3 +34,11 @@ def connect(
         )
     with engine_errors():
         return docker.DockerClient(base_url=endpoint.url, version="auto", timeout=timeout, tls=tls)
+
+
+def is_local(client: docker.DockerClient) -> bool:
+    """Whether the engine is asked through a unix socket, so that its files and programs are this machine's.
+
+    A socket that ssh forwards looks the same.
+    """
+    return bool(client.api.base_url == UNIX)

@@ -21,15 +21,24 @@ HOLDER_MEMORY = 64 << 20
 TMP_BYTES = 256 << 20
 ORPHAN_GRACE_SECONDS = 60
 """A container whose runner died ends by itself this long after its deadline."""
+CDI_KIND = "nvidia.com/gpu"
+"""What NVIDIA's specifications call a GPU, and a part of one too."""
 
 HOLDER_PROGRAM = Path(__file__).with_name("inside_holder.py").read_text(encoding="utf-8")
 
 Body = dict[str, Any]
 
 
-def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str, runtime: str | None = None) -> Body:
-    """The create call of the container that runs untrusted code, by the engine's `runtime` of that name if one is given."""
+def trial_body(
+    spec: TrialSpec, *, in_volume: str, out_volume: str, cdi: frozenset[str] = frozenset(), runtime: str | None = None
+) -> Body:
+    """The create call of the container that runs untrusted code.
+
+    `cdi` are the names under which the engine gives out GPUs by CDI; one that is not among them is asked for as engines
+    without CDI are.  `runtime` is the engine's name of what runs it; None: its default.
+    """
     limits = spec.limits
+    by_cdi = spec.gpu is not None and cdi_name(spec.gpu) in cdi
     deadline = limits.startup_seconds + limits.seconds + ORPHAN_GRACE_SECONDS
     mounts = [
         _volume(in_volume, "/in", read_only=True),
@@ -42,7 +51,7 @@ def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str, runtime: str
         "Cmd": ["timeout", "-s", "KILL", f"{deadline:.0f}", *spec.command],
         "User": TRIAL_USER,
         "WorkingDir": "/tmp",
-        "Env": [f"{name}={value}" for name, value in spec.environment],
+        "Env": [*(f"{name}={value}" for name, value in spec.environment), _gpu_environment(spec.gpu, by_cdi=by_cdi)],
         "Labels": {**dict(spec.labels), "autoresearch.role": "trial"},
         "NetworkDisabled": True,
         "HostConfig": {
@@ -56,7 +65,7 @@ def trial_body(spec: TrialSpec, *, in_volume: str, out_volume: str, runtime: str
             "ShmSize": limits.shm_bytes,
             "Mounts": mounts,
             "LogConfig": _log(limits.log_bytes),
-            "DeviceRequests": _gpu(spec.gpu),
+            "DeviceRequests": _gpu(spec.gpu, by_cdi=by_cdi),
             **({} if runtime is None else {"Runtime": runtime}),
         },
     }
@@ -186,7 +195,24 @@ def _log(size: int) -> Body:
     return {"Type": "local", "Config": {"max-size": str(size), "max-file": "1", "compress": "false"}}
 
 
-def _gpu(uuid: str | None) -> list[Body]:
+def cdi_name(uuid: str) -> str:
+    """The full name of a GPU, as a CDI specification has it."""
+    return f"{CDI_KIND}={uuid}"
+
+
+def _gpu_environment(uuid: str | None, *, by_cdi: bool) -> str:
+    """What NVIDIA's runtime reads where it is the engine's default; an image may ask it for every GPU, so this is always set.
+
+    Without CDI the engine itself adds the variable that names the GPU.  With CDI it adds none and needs none: whatever the
+    runtime gave then would come on top.
+    """
+    return "NVIDIA_VISIBLE_DEVICES=void" if uuid is None or by_cdi else "NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+
+
+def _gpu(uuid: str | None, *, by_cdi: bool) -> list[Body]:
+    """One GPU by its UUID: never a number of them, never all, and by no index, which another boot may give to another card."""
     if uuid is None:
         return []
+    if by_cdi:
+        return [{"Driver": "cdi", "DeviceIDs": [cdi_name(uuid)]}]
     return [{"Driver": "", "DeviceIDs": [uuid], "Capabilities": [["gpu", "compute", "utility"]]}]

@@ -138,11 +138,15 @@ def _same(key: str, wanted: Any, found: Any) -> bool:
         case "RestartPolicy":
             return bool(found) and found.get("Name") in (wanted["Name"], "")
         case "DeviceRequests":
-            # An engine may add what it takes for granted (a count of zero, no options).
             have = found or []
-            return len(wanted) == len(have) and all(one.items() <= other.items() for one, other in zip(wanted, have, strict=True))
+            return len(wanted) == len(have) and all(map(_same_request, wanted, have))
         case _:
             return bool(wanted == found)
+
+
+def _same_request(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+    """An engine may add what it takes for granted (a count of zero, no options), and nothing else: a count may mean all."""
+    return wanted.items() <= found.items() and not any(found[key] for key in found.keys() - wanted.keys())
 
 
 def _limit(value: Mapping[str, Any]) -> tuple[str, int, int]:

@@ -45,11 +45,17 @@ class DockerSandbox:
     """Implements `runner.protocols.Sandbox`."""
 
     def __init__(
-        self, client: DockerClient, *, gpu: Callable[[str], Reading | None] | None = None, runtime: str | None = None
+        self,
+        client: DockerClient,
+        *,
+        gpu: Callable[[str], Reading | None] | None = None,
+        cdi: frozenset[str] = frozenset(),
+        runtime: str | None = None,
     ) -> None:
-        self._client = client
-        self._runtime = runtime
-        """The engine's runtime that trials run by; None: its default."""
+        """`cdi` are the names under which the engine gives out GPUs by CDI (`sandbox.cdi`); trials run by the engine's `runtime`
+        of that name, or its default.
+        """
+        self._client, self._cdi, self._runtime = client, cdi, runtime
         self._gpu = gpu
         """What the driver says of the GPU of a UUID; called about once a second while a trial has it."""
 
@@ -66,7 +72,9 @@ class DockerSandbox:
         destination.mkdir(parents=True, exist_ok=True)
         try:
             with holder(self._client, spec) as held, engine_errors(spec.image):
-                body = container.trial_body(spec, in_volume=held.in_volume, out_volume=held.out_volume, runtime=self._runtime)
+                body = container.trial_body(
+                    spec, in_volume=held.in_volume, out_volume=held.out_volume, cdi=self._cdi, runtime=self._runtime
+                )
                 with self._container(body, f"{held.in_volume[:-3]}-{spec.phase}") as identifier:
                     created(identifier)
                     sampler = Sampler(self._client, spec, held, identifier, self._gpu)

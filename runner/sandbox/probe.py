@@ -45,8 +45,9 @@ OF_THE_KERNEL = (
 """Writable with every engine: what they hold is memory that counts as the container's, or nothing.  Where the engine may not make
 device files (rootless, userns-remap), each is a mount of its own."""
 
-OF_THE_DRIVER = ("/dev/nvidia", "/run/nvidia-", "/var/run/nvidia-", "/tmp/nvidia-mps")
-"""Device files and sockets that NVIDIA's toolkit mounts for a container with a GPU."""
+OF_THE_DRIVER = ("/dev/nvidia", "/dev/dri/", "/run/nvidia-", "/var/run/nvidia-", "/tmp/nvidia-mps")
+"""Device files and sockets that NVIDIA's toolkit, or its CDI specification, mounts for a container with a GPU.  Where the engine may
+not make device files, each is a mount."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def judge(facts: Mapping[str, Any], *, gpus: int, apparmor: bool = False) -> Ite
     yield from _unless(not facts["open"], "masked paths", f"{len(facts['open'])} can be read, {', '.join(facts['open'][:3])} among them")
     yield from _unless(facts["core"] == 0, "no core dumps", f"of up to {facts['core']} bytes")
     foreign = set(facts["environment"]) - {name for name, _ in ENVIRONMENT} - {"PATH", "PWD", "HOSTNAME", "LC_CTYPE", "container"}
-    # NVIDIA's toolkit tells a container with a GPU where its files are; without one a variable of ours keeps it away.
+    # NVIDIA's toolkit tells a container with a GPU where its files are, by CDI too; a variable of ours keeps its runtime away.
     foreign -= {name for name in foreign if name.startswith("NVIDIA_") and (gpus or name == "NVIDIA_VISIBLE_DEVICES")}
     yield from _unless(not foreign, "an environment built from empty", f"it has {', '.join(sorted(foreign))}")
     yield from _unless(len(facts["gpus"]) == gpus, f"{gpus} GPUs", f"{len(facts['gpus'])} are there ({', '.join(facts['gpus'])})")

@@ -1,4 +1,4 @@
-"""Which running containers of an engine were given a GPU."""
+"""Which running containers of an engine were given a GPU, or a card of which it is a part."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import docker.errors
 
+from runner.gpus import Gpu
+from runner.sandbox.container import CDI_KIND
 from runner.sandbox.translate import engine_errors
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
-CDI_KIND = "nvidia.com/gpu="
+KINDS = (f"{CDI_KIND}=", f"runtime.{CDI_KIND}=")
+"""What stands before a GPU's name in the language of CDI; the second is understood by NVIDIA's runtime alone."""
 
 
-def tenants(client: DockerClient, uuid: str, index: int) -> list[str]:
-    """Names of the running containers that were given this GPU, by its UUID or index, or because they have all."""
+def tenants(client: DockerClient, gpu: Gpu) -> list[str]:
+    """Names of the running containers that were given this GPU, by its UUID or index, or because they have all.
+
+    Of a part also those that were given its card; who was given another part has nothing of it.
+    """
     found = []
     with engine_errors():
         for one in client.api.containers():
@@ -24,30 +30,43 @@ def tenants(client: DockerClient, uuid: str, index: int) -> list[str]:
                 made = client.api.inspect_container(one["Id"])
             except docker.errors.NotFound:
                 continue  # it has just ended
-            if uses(made, uuid, index):
+            if uses(made, gpu):
                 found.append(str(made["Name"]).removeprefix("/"))
     return found
 
 
-def uses(made: Mapping[str, Any], uuid: str, index: int) -> bool:
+def uses(made: Mapping[str, Any], gpu: Gpu) -> bool:
     """Pure: whether the container that the engine describes as `made` was given the GPU.
 
     A privileged one could use it; whether it does, the driver knows.
     """
     host = made["HostConfig"]
-    names = {uuid, str(index), "all"}
+    names = _names(gpu)
     for request in host.get("DeviceRequests") or ():
         if request.get("Count") or 0:  # -1: all; so many: the first ones, which the engine counts from 0
-            if request["Count"] == -1 or index < request["Count"]:
+            if request["Count"] == -1 or gpu.index < request["Count"]:
                 return True
-        elif {str(name).removeprefix(CDI_KIND) for name in request.get("DeviceIDs") or ()} & names:
+        elif {_plain(str(name)) for name in request.get("DeviceIDs") or ()} & names:
             return True
-    if any(device.get("PathOnHost") == f"/dev/nvidia{index}" for device in host.get("Devices") or ()):
+    # The file is the card's, and nobody can say here which of its parts is meant.
+    if any(device.get("PathOnHost") == f"/dev/nvidia{gpu.index}" for device in host.get("Devices") or ()):
         return True
     # How the NVIDIA runtime is asked, where it is the default or is named.
     environment = dict(line.split("=", 1) for line in made["Config"].get("Env") or () if "=" in line)
-    asked = set(environment.get("NVIDIA_VISIBLE_DEVICES", "void").split(","))
+    asked = {_plain(name.strip()) for name in environment.get("NVIDIA_VISIBLE_DEVICES", "void").split(",")}
     return host.get("Runtime") == "nvidia" and bool(asked & names)
+
+
+def _names(gpu: Gpu) -> set[str]:
+    """Everything that gives a container this GPU; CDI specifications call it by index and UUID, or by kind and index."""
+    names = {gpu.uuid, str(gpu.index), f"gpu{gpu.index}", "all"}
+    if gpu.part is not None:
+        names |= {gpu.part.card, gpu.label, f"mig{gpu.label}"}
+    return names
+
+
+def _plain(name: str) -> str:
+    return next((name.removeprefix(kind) for kind in KINDS if name.startswith(kind)), name)
 
 
 def is_gone(client: DockerClient, engine: str, identifier: str) -> bool:

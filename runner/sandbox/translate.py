@@ -50,7 +50,12 @@ def engine_errors(image: str = "") -> Iterator[None]:
 
 def _translated(error: docker.errors.APIError, image: str) -> EngineError | GpuError | StateError:
     said = str(error.explanation or error).strip()
-    if "could not select device driver" in said or "unresolvable CDI devices" in said:
+    if "unresolvable CDI devices" in said or "CDI device injection failed" in said:
+        return GpuError(
+            f"the engine cannot give a container the GPU by CDI: {said}. What it knows of the GPUs is out of date (it does not follow when a card is "
+            "divided): as root `nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml`, then run the same command again"
+        )
+    if "could not select device driver" in said:
         return GpuError(f"the engine cannot give a container a GPU: {said}. Install the NVIDIA container toolkit")
     if "nvidia-container-cli" in said:
         return GpuError(f"NVIDIA's container toolkit cannot give a container the GPU: {said}. `nvidia-smi -L` lists what the driver knows")

@@ -32,6 +32,11 @@ def cpu_image() -> str:
     return os.environ.get("AUTORESEARCH_TEST_IMAGE") or images.image_id("cpu", STATE)
 
 
+def real_socket() -> str:
+    """Path of the engine's socket, for a test that puts something before it."""
+    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
+
+
 def charge_little(task: Path) -> None:
     """Make computation worth a tenth of what it is at `tiny`, in the task's own preset, and commit it.
 

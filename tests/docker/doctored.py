@@ -15,13 +15,16 @@ from typing import Any, BinaryIO
 Change = Callable[[dict[str, Any]], None]
 _CREATE = re.compile(rb"POST \S*/containers/create[? ]")
 _INSPECT = re.compile(rb"GET \S*/containers/([0-9a-zA-Z_.-]+)/json[? ]")
+_INFO = re.compile(rb"GET \S*/info[? ]")
 CHUNK = 1 << 16
 
 
 @contextmanager
-def doctored(socket_path: Path, real: str, *, ignores: Change, claims: Change | None = None) -> Iterator[str]:
+def doctored(
+    socket_path: Path, real: str, *, ignores: Change, claims: Change | None = None, info: Change | None = None
+) -> Iterator[str]:
     """The address of an engine that applies `ignores` to the body of every create call before it reaches the one at
-    the unix socket `real`, and `claims` to what that one says of a container afterwards."""
+    the unix socket `real`, `claims` to what that one says of a container afterwards, and `info` to what it says of itself."""
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(socket_path))
     listening.listen()
@@ -32,7 +35,7 @@ def doctored(socket_path: Path, real: str, *, ignores: Change, claims: Change | 
                 connection, _ = listening.accept()
             except OSError:
                 return
-            threading.Thread(target=_Connection(connection, real, ignores, claims).serve, daemon=True).start()
+            threading.Thread(target=_Connection(connection, real, ignores, claims, info).serve, daemon=True).start()
 
     threading.Thread(target=serve, daemon=True).start()
     try:
@@ -43,9 +46,12 @@ def doctored(socket_path: Path, real: str, *, ignores: Change, claims: Change | 
 
 
 class _Connection:
-    def __init__(self, near: socket.socket, real: str, ignores: Change, claims: Change | None) -> None:
+    def __init__(
+        self, near: socket.socket, real: str, ignores: Change, claims: Change | None, info: Change | None
+    ) -> None:
         self._near, self._real = near, real
-        self._ignores, self._claims = ignores, claims
+        self._ignores = ignores
+        self._changes = [(_INSPECT, claims), (_INFO, info)]
         self._far = socket.socket(socket.AF_UNIX)
         self._far.connect(real)
 
@@ -73,10 +79,10 @@ class _Connection:
         if not first:
             return False
         headers = http.client.parse_headers(asked)
-        found = _INSPECT.match(first)
-        if found and self._claims:
-            self._near.sendall(self._inspected(first, headers))
-            return True
+        for asks, change in self._changes:
+            if change and asks.match(first):
+                self._near.sendall(self._changed(first, headers, change))
+                return True
         if headers.get("Transfer-Encoding") == "chunked":
             self._far.sendall(first + headers.as_bytes())
             while True:
@@ -94,7 +100,7 @@ class _Connection:
         self._far.sendall(first + headers.as_bytes() + data)
         return True
 
-    def _inspected(self, first: bytes, headers: http.client.HTTPMessage) -> bytes:
+    def _changed(self, first: bytes, headers: http.client.HTTPMessage, change: Change) -> bytes:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.connect(self._real)
             headers["Connection"] = "close"
@@ -102,9 +108,9 @@ class _Connection:
             answer = http.client.HTTPResponse(asking)
             answer.begin()
             data = answer.read()
-        if answer.status == http.HTTPStatus.OK and self._claims:
+        if answer.status == http.HTTPStatus.OK:
             value = json.loads(data)
-            self._claims(value)
+            change(value)
             data = json.dumps(value).encode()
         head = f"HTTP/1.1 {answer.status} {answer.reason}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
         return head.encode() + data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import pytest
 from runner.errors import EngineError
 from runner.sandbox.docker import DockerSandbox
 from runner.sandbox.probe import Finding, probe, refuse
-from tests.docker.conftest import ours
+from tests.docker.conftest import ours, real_socket
 from tests.docker.doctored import doctored
 
 if TYPE_CHECKING:
@@ -28,10 +27,6 @@ LABELS = {"autoresearch": "1", "autoresearch.probe": "test"}
 def nothing_is_left(engine: DockerClient) -> Iterator[None]:
     yield
     assert ours(engine, "autoresearch.probe=test") == []
-
-
-def real_socket() -> str:
-    return os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock").removeprefix("unix://")
 
 
 def test_this_engine_isolates(engine: DockerClient, cpu_image: str) -> None:
