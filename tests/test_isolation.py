@@ -67,3 +67,9 @@ def test_what_does_not_hold_is_refused_every_time(tmp_path: Path) -> None:
 def test_an_engine_that_says_that_it_does_not_limit_is_refused_without_a_container(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"pids: the engine says that it cannot limit them here; cpus: the engine says"):
         probes(tmp_path, PidsLimit=False, CpuCfsQuota=False)
+
+
+def test_a_runtime_that_the_engine_does_not_have_is_refused_by_name(tmp_path: Path) -> None:
+    client: Any = FakeClient(Runtimes={"runc": {}, "io.containerd.runc.v2": {}})
+    with pytest.raises(EngineError, match=r"--runtime runsc: the engine has io.containerd.runc.v2, runc"):
+        parts.try_isolation(FakeSandbox("{}"), client, tmp_path, "i", None, {}, runtime="runsc", again=True)

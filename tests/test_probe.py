@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from runner.errors import EngineError
-from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, probe, refuse, unlimited
+from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, judge_own_kernel, probe, refuse, unlimited
 from runner.trial import Ending, Progress, Result, TrialSpec
 
 FACTS: dict[str, Any] = {
@@ -118,7 +118,7 @@ def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
 
     assert list(judge(facts, gpus=1)) == []
     found = [one.what for one in judge(facts | {"gpus": []}, gpus=0)]
-    assert found == ["few places to write"] * 4 + ["an environment built from empty"]
+    assert sorted(found) == ["an environment built from empty"] + ["few places to write"] * 4
 
 
 class FakeSandbox:
@@ -172,3 +172,53 @@ def test_an_engine_that_says_that_it_cannot_limit_is_taken_at_its_word() -> None
     assert unlimited({}) == ()
     found = unlimited({"MemoryLimit": False, "PidsLimit": False, "CpuCfsQuota": False})
     assert [one.what for one in found] == ["memory", "pids", "cpus"]
+
+
+OWN: dict[str, Any] = FACTS | {
+    "kernel": "4.4.0",
+    "no_new_privileges": False,
+    "seccomp": False,
+    "answered": ["keyctl (Function not implemented)"],
+    "sockets": ["AF_INET"],
+    "open": ["/proc/stat"],
+    "processes": 0,
+    "mounts": {
+        "/": [0, 0, ["ro"]],
+        "/dev": [12 << 30, 0, ["rw"]],
+        "/dev/shm": [4 << 20, 0, ["rw", "noexec"]],
+        "/out": [4 << 20, 64, ["rw"]],
+        "/tmp": [256 << 20, 0, ["rw", "noexec"]],
+        "/scratch": [8 << 20, 0, ["rw"]],
+        "/sys/fs/cgroup/cpu": [0, 0, ["rw"]],
+    },
+}
+"""As gVisor has them: the kernel that answers is a program in the container."""
+
+
+def test_a_kernel_of_its_own_is_judged_by_what_it_can_hold() -> None:
+    assert list(judge_own_kernel(OWN, "6.1.0", gpus=0)) == []
+    assert {one.what for one in judge(OWN, gpus=0)} >= {"seccomp", "no network", "masked paths", "files in /tmp"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        # The engine took the name of the runtime and used its default, as Podman does.
+        (lambda facts: facts.update(kernel="6.1.0"), "a kernel of its own"),
+        (lambda facts: facts.update(interfaces=["eth0", "lo"]), "no network"),
+        (lambda facts: facts["mounts"].update({"/": [1, 1, ["rw"]]}), "a read-only root"),
+        (lambda facts: facts["mounts"].update({"/host": [1, 1, ["rw"]]}), "few places to write"),
+        (lambda facts: facts["mounts"]["/out"].__setitem__(0, 1 << 40), "the size of /out"),
+        (lambda facts: facts.update(runs=["/tmp"]), "programs run from /scratch alone"),
+        (lambda facts: facts.update(processors=1.9), "cpus"),
+        (lambda facts: facts.update(memory_survived=True), "memory"),
+        (lambda facts: facts.update(gpus=["nvidia0"]), "0 GPUs"),
+    ],
+)
+def test_what_a_kernel_of_its_own_does_not_hold_is_named(spoil: Callable[[dict[str, Any]], object], what: str) -> None:
+    facts = copy.deepcopy(OWN)
+    spoil(facts)
+
+    (found,) = judge_own_kernel(facts, "6.1.0", gpus=0)
+
+    assert found.what == what

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from runner import ledger
 from runner.durable import write_durably
-from runner.errors import GpuError, StateError, UsageError
+from runner.errors import EngineError, GpuError, StateError, UsageError
 from runner.ledger import JOURNAL, State
 from runner.workspace import Workspace, check_tag
 
@@ -281,25 +281,31 @@ def try_isolation(
     labels: Mapping[str, str],
     *,
     cdi: frozenset[str] = frozenset(),
+    runtime: str | None = None,
     again: bool,
 ) -> None:
     """Make sure that the engine isolates a trial: a probe finds out what one could do.
 
-    Without `again` what held before on the same engine, kernel and image, and with the same CDI names, is not tried once more.
-    Raises `EngineError` that names everything that does not hold.
+    Without `again` what held before on the same engine, kernel, image and runtime, and with the same CDI names, is not tried once
+    more.  Raises `EngineError` that names everything that does not hold, or if the engine does not have the `runtime`.
     """
     from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse, unlimited
 
     info = client.info()
     refuse(unlimited(info))
+    known = sorted(info.get("Runtimes") or ())
+    if runtime is not None and runtime not in known:
+        message = f"--runtime {runtime}: the engine has {', '.join(known)}; docs/security.md says how gVisor is added"
+        raise EngineError(message)
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
-    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "program": PROGRAM}
+    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "runtime": runtime, "program": PROGRAM}
     digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     path = state / ISOLATION
     if not again and path.exists() and path.read_text() == digest:
         return
     path.unlink(missing_ok=True)
-    refuse(probe(sandbox, image, gpu=gpu, labels=labels, apparmor=has_apparmor(info)))
+    host_kernel = None if runtime is None else str(info["KernelVersion"])
+    refuse(probe(sandbox, image, gpu=gpu, labels=labels, apparmor=has_apparmor(info), host_kernel=host_kernel))
     write_durably(path, digest.encode())
 
 

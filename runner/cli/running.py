@@ -27,6 +27,9 @@ class AgentName(StrEnum):
 
 
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
+RuntimeOption = Annotated[
+    str | None, typer.Option("--runtime", metavar="R", help="The engine's runtime with a kernel of its own for trials: runsc (gVisor).")
+]
 GpusOption = Annotated[str | None, typer.Option("--gpus", metavar="N", help="The GPU to use: index, part (0:1) or UUID.")]
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Use the CPU image; without --preset: smoke.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, max=20_000, help="Seed of a new run; by default 1.")]
@@ -49,6 +52,7 @@ def run(
     seed: SeedOption = None,
     dataset: DatasetOption = None,
     source: SourceOption = None,
+    runtime: RuntimeOption = None,
     new: NewOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -58,7 +62,7 @@ def run(
     if (proposals is None) is (agent is AgentName.REPLAY):
         message = "--proposals goes with --agent replay, and only with it"
         raise UsageError(message)
-    wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source)
+    wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     with open_session(task, tag, wanted, new=new, as_json=as_json) as session:
         proposer = _agent(agent, proposals, session)
         outcome = session.go(proposer, Stops(trials=trials, hours=hours))
@@ -77,6 +81,7 @@ def trial(
     seed: SeedOption = None,
     dataset: DatasetOption = None,
     source: SourceOption = None,
+    runtime: RuntimeOption = None,
     new: NewOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,7 +90,7 @@ def trial(
     from runner.loop import Stops
 
     text = _read_source(candidate)
-    wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source)
+    wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     agent = HandAgent(text, message or f"{candidate.name} by hand")
     with open_session(task, tag, wanted, new=new, as_json=as_json, only_token=agent.token) as session:
         under_way = session.ledger.state.open

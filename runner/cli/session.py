@@ -69,13 +69,13 @@ class Session:
         labels = parts.owner_labels(self.workspace.state)
         trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
         offered = cdi.offered(client) if header["gpu"] else frozenset()
-        engine = DockerSandbox(client, gpu=gpus.reading, cdi=offered)
+        engine = DockerSandbox(client, gpu=gpus.reading, cdi=offered, runtime=header.get("runtime"))
         engine.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(engine, self.workspace.state)
         with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
             parts.try_isolation(
-                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered, again=self.probed_anew
-            )
+                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered, runtime=header.get("runtime"), again=self.probed_anew,
+            )  # fmt: skip
             if task.score.reported:
                 yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
             else:

@@ -36,6 +36,7 @@ class Wanted:
     seed: int | None
     dataset: str | None
     source: Path | None
+    runtime: str | None = None
 
     def overrides(self) -> dict[str, object]:
         """What the flags lay over the task's file."""
@@ -134,6 +135,7 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         "image": used.train,
         "images": asdict(used),
         "gpu": gpu.uuid if gpu else None,
+        "runtime": wanted.runtime,
     }
 
 
@@ -169,6 +171,7 @@ def refuse_other_wishes(header: Event, wanted: Wanted) -> None:
         for flag, asked, has in (
             ("--preset", wanted.preset, header["preset"]),
             ("--seed", wanted.seed, header["seed"]),
+            ("--runtime", wanted.runtime, header.get("runtime")),
         )
         if asked is not None and asked != has
     ]

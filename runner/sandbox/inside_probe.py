@@ -15,8 +15,6 @@ import subprocess
 import sys
 import time
 
-MANY_PROCESSES = 100
-"""More than twice as many as the probe may have; more would not fit into its memory."""
 SPIN_SECONDS = 0.5
 EAGER = 2.0
 """Of the memory that there should be, so much is asked for."""
@@ -176,13 +174,16 @@ def covered(path: str) -> bool | None:
         return True
 
 
-def main(masked: list[str], memory: int) -> None:
-    """Find out, and say it before the test that may end this container."""
+def main(masked: list[str], memory: int, processes: int) -> None:
+    """Find out, and say it before the test that may end this container.
+
+    `memory` bytes there should be; `processes` are tried to be had at once, none if it is 0.
+    """
     os.close(os.open("/out/ready", os.O_WRONLY | os.O_CREAT))
     told = status()
     facts = {
         "user": [os.getuid(), os.getgid(), os.getgroups()],
-        "capabilities": {name: int(told[name], 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
+        "capabilities": {name: int(told.get(name, "0"), 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
         "no_new_privileges": told.get("NoNewPrivs") == "1",
         "seccomp": told.get("Seccomp") == "2",
         "apparmor": label(),
@@ -197,7 +198,7 @@ def main(masked: list[str], memory: int) -> None:
         "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
         "environment": sorted(os.environ),
         "processors": processors(),
-        "processes": forks(MANY_PROCESSES),
+        "processes": forks(processes) if processes else 0,
         "memory_survived": None,
     }
     # The limit of memory may end this process too.
@@ -207,4 +208,4 @@ def main(masked: list[str], memory: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ LIMITS = Limits(
     startup_seconds=60,
     seconds=60,
 )
+MANY_PROCESSES = 100
+"""More than twice as many as the probe may have; more would not fit into its memory."""
+OWN_KERNEL_LIMITS = replace(LIMITS, memory_bytes=384 << 20, pids=256)
+"""For a runtime with a kernel of its own, which is a program in the container: its memory and threads count too."""
 CPU_TOLERANCE = 1.5
 """The kernel gives out processor time in slices of a tenth of a second, and half a second has few of them."""
 ENVIRONMENT = (("HOME", "/tmp"), ("LANG", "C.UTF-8"))
@@ -75,19 +79,28 @@ def unlimited(info: Mapping[str, Any]) -> tuple[Finding, ...]:
 
 
 def probe(
-    sandbox: Sandbox, image: str, *, gpu: str | None, labels: Mapping[str, str], apparmor: bool = False
+    sandbox: Sandbox,
+    image: str,
+    *,
+    gpu: str | None,
+    labels: Mapping[str, str],
+    apparmor: bool = False,
+    host_kernel: str | None = None,
 ) -> tuple[Finding, ...]:
     """Everything that a trial's container could do and must not; nothing if the engine isolates.
 
-    `apparmor`: the engine says that it has that too.  Takes a second or two.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
+    `apparmor`: the engine says that it has that too.  `host_kernel`: the release of the machine's kernel, if trials run by a
+    runtime with a kernel of its own; None if they do not.  Takes a second or two.  Raises `EngineError` if the probe itself
+    could not run, and what `Sandbox.run` raises.
     """
     masked = masked_paths(gpu=gpu is not None)
+    limits, processes = (LIMITS, MANY_PROCESSES) if host_kernel is None else (OWN_KERNEL_LIMITS, 0)
     spec = TrialSpec(
         phase="probe",
         image=image,
-        command=("python3", "-I", "-c", PROGRAM, json.dumps(masked), str(MEMORY)),
+        command=("python3", "-I", "-c", PROGRAM, json.dumps(masked), str(limits.memory_bytes), str(processes)),
         environment=ENVIRONMENT,
-        limits=LIMITS,
+        limits=limits,
         gpu=gpu,
         labels=tuple(labels.items()),
     )
@@ -98,7 +111,8 @@ def probe(
     if facts is None:
         message = f"the isolation could not be tried: the probe's container ended as {result.ending} ({result.reason}) and said: {said[-300:]!r}"
         raise EngineError(message)
-    return tuple(judge(facts, gpus=0 if gpu is None else 1, apparmor=apparmor))
+    gpus = 0 if gpu is None else 1
+    return tuple(judge(facts, gpus=gpus, apparmor=apparmor) if host_kernel is None else judge_own_kernel(facts, host_kernel, gpus=gpus))
 
 
 def refuse(findings: Sequence[Finding]) -> None:
@@ -115,20 +129,39 @@ def refuse(findings: Sequence[Finding]) -> None:
 
 def judge(facts: Mapping[str, Any], *, gpus: int, apparmor: bool = False) -> Iterator[Finding]:
     """Pure: what of the probe's `facts` is not as it must be."""
-    user, group = map(int, TRIAL_USER.split(":"))
-    yield from _unless([*facts["user"][:2]] == [user, group] and set(facts["user"][2]) <= {group}, "user", f"ran as {facts['user']}")
-    held = [name for name, bits in facts["capabilities"].items() if bits]
-    yield from _unless(not held, "no capabilities", f"it has some ({', '.join(held)})")
+    yield from _of_any_kernel(facts, gpus)
     yield from _unless(facts["no_new_privileges"], "no new privileges", "a setuid program may gain some")
     yield from _unless(facts["seccomp"], "seccomp", "no filter is in force")
     confined = facts["apparmor"].endswith("(enforce)")
     yield from _unless(confined or not apparmor, "AppArmor", f"the engine has it, and it ran as {facts['apparmor'] or 'nothing'}")
     yield from _unless(not facts["answered"], "seccomp profile", f"the kernel answered {', '.join(facts['answered'])}")
-    yield from _unless(set(facts["interfaces"]) <= {"lo"}, "no network", f"it has {', '.join(facts['interfaces'])}")
     yield from _unless(not facts["sockets"], "no network", f"sockets of {', '.join(facts['sockets'])} can be had")
     yield from _of_mounts(facts["mounts"], OF_THE_DRIVER if gpus else ())
-    yield from _unless(facts["runs"] == ["/scratch"], "programs run from /scratch alone", f"they run from {facts['runs'] or 'nowhere'}")
     yield from _unless(not facts["open"], "masked paths", f"{len(facts['open'])} can be read, {', '.join(facts['open'][:3])} among them")
+    forked = facts["processes"]
+    yield from _unless(forked is not None and forked < PIDS, "pids", f"{'any number of' if forked is None else forked} processes could be made, not {PIDS}")
+    yield from _unless(not facts["memory_survived"], "memory", f"twice the {MEMORY >> 20} MiB could be used")
+
+
+def judge_own_kernel(facts: Mapping[str, Any], host_kernel: str, *, gpus: int) -> Iterator[Finding]:
+    """Pure: the same where the kernel that answers is the runtime's own program (gVisor), and not the machine's.
+
+    It knows no seccomp filter of ours, has counters and sockets of its own, which nobody else sees, and its threads count as
+    processes; that limit is read back and not tried, since it would end that program.
+    """
+    yield from _unless(facts["kernel"] != host_kernel, "a kernel of its own", f"the machine's answers ({host_kernel})")
+    yield from _of_any_kernel(facts, gpus)
+    yield from _of_mounts(facts["mounts"], OF_THE_DRIVER if gpus else (), sizes_alone=True)
+    yield from _unless(not facts["memory_survived"], "memory", f"twice the {OWN_KERNEL_LIMITS.memory_bytes >> 20} MiB could be used")
+
+
+def _of_any_kernel(facts: Mapping[str, Any], gpus: int) -> Iterator[Finding]:
+    user, group = map(int, TRIAL_USER.split(":"))
+    yield from _unless([*facts["user"][:2]] == [user, group] and set(facts["user"][2]) <= {group}, "user", f"ran as {facts['user']}")
+    held = [name for name, bits in facts["capabilities"].items() if bits]
+    yield from _unless(not held, "no capabilities", f"it has some ({', '.join(held)})")
+    yield from _unless(set(facts["interfaces"]) <= {"lo"}, "no network", f"it has {', '.join(facts['interfaces'])}")
+    yield from _unless(facts["runs"] == ["/scratch"], "programs run from /scratch alone", f"they run from {facts['runs'] or 'nowhere'}")
     yield from _unless(facts["core"] == 0, "no core dumps", f"of up to {facts['core']} bytes")
     foreign = set(facts["environment"]) - {name for name, _ in ENVIRONMENT} - {"PATH", "PWD", "HOSTNAME", "LC_CTYPE", "container"}
     # NVIDIA's toolkit tells a container with a GPU where its files are, by CDI too; a variable of ours keeps its runtime away.
@@ -137,9 +170,6 @@ def judge(facts: Mapping[str, Any], *, gpus: int, apparmor: bool = False) -> Ite
     yield from _unless(len(facts["gpus"]) == gpus, f"{gpus} GPUs", f"{len(facts['gpus'])} are there ({', '.join(facts['gpus'])})")
     used = facts["processors"]
     yield from _unless(used <= CPUS * CPU_TOLERANCE, "cpus", f"two processes got {used:.2f} processors of {CPUS}")
-    forked = facts["processes"]
-    yield from _unless(forked is not None and forked < PIDS, "pids", f"{'any number of' if forked is None else forked} processes could be made, not {PIDS}")
-    yield from _unless(not facts["memory_survived"], "memory", f"twice the {MEMORY >> 20} MiB could be used")
 
 
 def _facts(said: str, ending: Ending | None) -> Mapping[str, Any] | None:
@@ -152,7 +182,7 @@ def _facts(said: str, ending: Ending | None) -> Mapping[str, Any] | None:
     return facts if whole else None
 
 
-def _of_mounts(mounts: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[Finding]:
+def _of_mounts(mounts: Mapping[str, Any], allowed: tuple[str, ...], *, sizes_alone: bool = False) -> Iterator[Finding]:
     root = mounts.get("/", [0, 0, []])[2]
     yield from _unless("ro" in root, "a read-only root", "it can be written")
     for point, (size, inodes, options) in sorted(mounts.items()):
@@ -163,6 +193,8 @@ def _of_mounts(mounts: Mapping[str, Any], allowed: tuple[str, ...]) -> Iterator[
             continue
         capped = 0 < size <= WRITABLE[point] + (1 << 20)
         yield from _unless(capped, f"the size of {point}", f"{size >> 20} MiB instead of {WRITABLE[point] >> 20}")
+        if sizes_alone:
+            continue
         yield from _unless(point == "/dev/shm" or 0 < inodes <= 1 << 16, f"files in {point}", f"{inodes} inodes")
         lacking = {"nosuid", "nodev"} - set(options)
         yield from _unless(not lacking, f"{point} {' and '.join(sorted(lacking))}", "not set")
