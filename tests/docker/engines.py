@@ -46,15 +46,15 @@ def place() -> Iterator[Path]:
 
 
 @contextmanager
-def rootful(*arguments: str, path: Path | None = None) -> Iterator[str]:
-    """The address of a Docker engine of root's; `path` goes before the PATH on which it looks for hooks and runtimes."""
+def rootful(*arguments: str, path: str = "") -> Iterator[str]:
+    """The address of a Docker engine of root's; `path` goes before the PATH on which it, and what it looks for, are found."""
     with place() as folder:
         command = [
             "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
             "--containerd-namespace", folder.name, "--containerd-plugins-namespace", f"{folder.name}-plugins",
             "-H", f"unix://{folder}/s", *DOCKERD, *arguments,
         ]  # fmt: skip
-        search = os.environ["PATH"] if path is None else f"{path}{os.pathsep}{os.environ['PATH']}"
+        search = f"{path}{os.pathsep}{os.environ['PATH']}" if path else os.environ["PATH"]
         with _running(folder, command, {"PATH": search}) as address:
             yield address
 

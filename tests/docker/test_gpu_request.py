@@ -37,7 +37,7 @@ def image() -> str:
 
 @pytest.fixture(scope="module")
 def nvidia(engine: DockerClient, image: str) -> Iterator[DockerClient]:
-    with rootful(path=HOOK) as address:
+    with rootful(path=str(HOOK)) as address:
         carry(engine, image, address)
         client = docker.DockerClient(base_url=address, version="auto")
         yield client
@@ -46,8 +46,10 @@ def nvidia(engine: DockerClient, image: str) -> Iterator[DockerClient]:
     assert left == []
 
 
-def seen(client: DockerClient, image: str, gpu: str | None, folder: Path) -> tuple[list[str], str]:
-    """The device files that a container finds, and what the hook was asked for."""
+def seen(
+    client: DockerClient, image: str, gpu: str | None, folder: Path, *, offered: frozenset[str] = frozenset()
+) -> tuple[list[str], str]:
+    """The device files that a container finds, and what the hook was asked for; `offered` are names of CDI."""
     program = (
         "import os, time; open('/out/ready', 'w'); time.sleep(1); names = sorted(n for n in os.listdir('/dev') if n.startswith('nvidia'));"
         "open('/out/result', 'w').write(' '.join(names) + '|' + os.environ.get('NVIDIA_VISIBLE_DEVICES', ''))"
@@ -56,13 +58,12 @@ def seen(client: DockerClient, image: str, gpu: str | None, folder: Path) -> tup
         phase="train",
         image=image,
         command=("python3", "-c", program),
-        environment=() if gpu else (("NVIDIA_VISIBLE_DEVICES", "void"),),
         outputs=(OutputFile(name="result", max_bytes=1000),),
         limits=LIMITS,
         gpu=gpu,
         labels=tuple(LABELS.items()),
     )
-    result = DockerSandbox(client).run(spec, folder, created=lambda _: None, progress=lambda _: None)
+    result = DockerSandbox(client, cdi=offered).run(spec, folder, created=lambda _: None, progress=lambda _: None)
     assert result.ending is Ending.FINISHED, result.reason
     path = result.output("result")
     assert path is not None
