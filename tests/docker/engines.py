@@ -109,7 +109,7 @@ def carry(engine: DockerClient, image: str, address: str) -> None:
     other = docker.DockerClient(base_url=address, version="auto", timeout=300)
     try:
         other.api.load_image(engine.api.get_image(image))  # type: ignore[no-untyped-call]
-        assert other.api.inspect_image(image)["Id"].removeprefix("sha256:") == image.removeprefix("sha256:")
+        assert other.api.inspect_image(image)["Id"].removeprefix("sha256:") == image.removeprefix("sha256:")  # type: ignore[no-untyped-call]
     finally:
         other.close()
 

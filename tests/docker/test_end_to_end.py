@@ -334,7 +334,7 @@ def test_a_running_trial_has_every_limit(task: Task, engine: DockerClient, again
         inspected = engine.api.inspect_container(found["Id"])
         (out,) = [mount["Name"] for mount in inspected["Mounts"] if mount["RW"]]
         writable = engine.api.inspect_volume(out)
-        image = engine.api.inspect_image(inspected["Image"])
+        image = engine.api.inspect_image(inspected["Image"])  # type: ignore[no-untyped-call]
     finally:
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
