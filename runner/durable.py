@@ -28,6 +28,18 @@ def write_durably(path: Path, data: bytes) -> None:
         raise StateError(message) from error
 
 
+def append_durably(path: Path, data: bytes) -> None:
+    """Put `data` at the end of `path` and wait for the disk.  Raises `StateError` naming the path."""
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        message = f"cannot write {path}: {error.strerror}. Mend it and run the same command again"
+        raise StateError(message) from error
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of a file's bytes."""
     with path.open("rb") as file:

@@ -188,7 +188,7 @@ class Loop:
         reason = self._gate.refuse(proposal.source, champion, self._tried)
         if reason is None:
             return proposal
-        return Refusal(agent=proposal.agent, idea=proposal.idea, reason=reason, token=proposal.token)
+        return Refusal(agent=proposal.agent, idea=proposal.idea, reason=reason, token=proposal.token, spent=proposal.spent)
 
     def _remember(self, source: str, trial: int) -> None:
         mark = self._gate.fingerprint(source)

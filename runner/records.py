@@ -106,6 +106,8 @@ def record_of(
         tokens=told.tokens,
         params=told.params,
         cost_usd=event["cost_usd"],
+        prompt_tokens=event.get("prompt_tokens"),
+        completion_tokens=event.get("completion_tokens"),
         seconds=told.seconds,
         summary=told.summary,
         losses=told.losses,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -111,7 +111,7 @@ class Run:
             risk=proposal.risk,
             kind=str(proposal.kind),
             token=proposal.token,
-            cost_usd=proposal.cost_usd,
+            **asdict(proposal.spent),
             parent=parent,
             baseline=baseline,
             repeat=repeat,
@@ -191,6 +191,7 @@ class Run:
             token=refusal.token,
             verdict=Verdict.INVALID,
             reason=refusal.reason,
+            **asdict(refusal.spent),
             proposed_at=_now(),
         )
 

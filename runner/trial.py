@@ -52,6 +52,15 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What a proposal cost before any trial; None: not known, or nothing that is counted so."""
+
+    cost_usd: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Proposal:
     """An agent's idea; not yet trusted in any way."""
 
@@ -65,7 +74,7 @@ class Proposal:
     """The whole text of the proposed editable file."""
     token: str = ""
     """The agent's own handle (the tuner's trial number, the replayed line), handed back with the record."""
-    cost_usd: float | None = None
+    spent: Spent = Spent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +85,7 @@ class Refusal:
     idea: str
     reason: str
     token: str = ""
+    spent: Spent = Spent()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +342,8 @@ class Record:
     tokens: int | None = None
     params: int | None = None
     cost_usd: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
     seconds: Seconds = field(default_factory=Seconds)
     summary: tuple[tuple[str, str], ...] = ()
     """What train.py printed about itself; its own word."""

@@ -6,7 +6,6 @@ references move by compare-and-swap, and no hook, filter, file-system monitor or
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import tempfile
@@ -334,14 +333,6 @@ def branch_ref(tag: str) -> str:
 def check_tag(tag: str) -> bool:
     """True if `tag` can name a branch and a folder."""
     return bool(_TAG.fullmatch(tag)) and ".." not in tag and not tag.endswith((".lock", "."))
-
-
-def unified_diff(before: str, after: str, name: str) -> str:
-    """The diff of two texts, made by the host: git's own would run the repository's filters."""
-    lines = difflib.unified_diff(
-        before.splitlines(keepends=True), after.splitlines(keepends=True), f"a/{name}", f"b/{name}"
-    )
-    return "".join(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in lines)
 
 
 def _environment() -> dict[str, str]:

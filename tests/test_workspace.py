@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StateError
-from runner.workspace import CommitText, Workspace, check_tag, unified_diff
+from runner.workspace import CommitText, Workspace, check_tag
 from tests.conftest import run_git
 
 TEXT = CommitText(
@@ -187,12 +187,6 @@ def test_a_repository_of_another_user_is_read(repository: Path) -> None:
         os.lchown(path, 65534, 65534)
 
     assert Workspace(repository).head()
-
-
-def test_a_diff_is_made_from_two_texts() -> None:
-    assert unified_diff("a\nb\n", "a\nc", "train.py") == (
-        "--- a/train.py\n+++ b/train.py\n@@ -1,2 +1,2 @@\n a\n-b\n+c\n\\ No newline at end of file\n"
-    )
 
 
 @pytest.mark.parametrize(("tag", "good"), [("nov21", True), ("a.b-c_1", True), ("", False), ("-x", False), ("a/b", False),

@@ -48,9 +48,9 @@ def log(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = Fa
 @app.command()
 def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """One trial: result, rationale, diff, where its log is."""
+    from runner.difftext import unified_diff
     from runner.report.jsonrow import record_json
     from runner.report.show import show_text
-    from runner.workspace import unified_diff
 
     workspace, folder, state = parts.look(task, tag)
     record = _record(state, trial)

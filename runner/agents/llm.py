@@ -1,0 +1,241 @@
+"""Proposals from a language model: one prompt, one answer, and what becomes of an answer that cannot be used.
+
+The model sees what `runner.agents.prompt` builds and answers in the form of `runner.agents.answer`.  An answer that does not fit the
+form or the file has one more turn, in which the model is told what is wrong; then it is refused and recorded.  A model that fails
+at edits again and again is asked for whole files, and for edits again once that works.  The parent is never proposed in an answer's
+place.  What was sent and what came back lies in the run's folder, one file for each proposal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import zip_longest
+from pathlib import Path
+
+from runner.agents import plateau, prompt
+from runner.agents.answer import GRAMMAR, GRAMMAR_WHOLE, Answer, MalformedAnswerError, apply, parse
+from runner.agents.chat import Chat, ChatError, Failure, Message, Reply
+from runner.agents.edits import RefusedEditError
+from runner.agents.prompt import Count, Facts
+from runner.durable import write_durably
+from runner.errors import AgentError
+from runner.trial import Ending, Proposal, Record, Refusal, Spent, Verdict
+
+FAILURES_IN_A_ROW = 8
+"""Proposals that came to no trial, after which the model is taken to be of no use here."""
+WHOLE_AFTER, EDITS_AFTER = 3, 3
+"""Answers in a row that did not fit, after which whole files are asked for; answers in a row that did, after which edits are again."""
+CALL_SECONDS = 900.0
+"""For one call, everything that is tried again included."""
+TRIMMED = 0.7
+"""So much of the context is used after the model said that a prompt was too long."""
+REPAIR = "repair of trial "
+TRANSCRIPTS, NOTES = "llm", "notes.md"
+NOTES_LIMIT = 8000
+MENDED = (Ending.CRASHED, Ending.OUT_OF_MEMORY, Ending.TIMED_OUT, Ending.INVALID_OUTPUT)
+"""Endings that a model can do something about."""
+REFLECT = (
+    "Look back at the tries before anything is proposed: what is known by now, what was ruled out, and at most five directions that are worth a "
+    "try and were not taken. Answer with plain text of at most 40 lines, for your own notes. No proposal yet."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What the run shows a model, asked for anew before each proposal."""
+
+    facts: Callable[[str, Sequence[Record]], Facts]
+    """From the champion's file and the records as they are told."""
+    source: Callable[[int], str]
+    """The file that a trial proposed."""
+    folder: Path
+    """Of the run."""
+
+
+@dataclass
+class _Turn:
+    """One proposal while it is being made: everything that was sent and came back."""
+
+    token: str
+    sent: list[tuple[Message, ...]] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+
+    @property
+    def spent(self) -> Spent:
+        """By all its calls; known only if that of every one is."""
+        costs = [one.cost_usd for one in self.replies]
+        usages = [one.usage for one in self.replies if one.usage is not None]
+        counted = bool(usages) and len(usages) == len(self.replies)
+        return Spent(
+            cost_usd=sum(one for one in costs if one is not None) if costs and None not in costs else None,
+            prompt_tokens=sum(one.prompt for one in usages) if counted else None,
+            completion_tokens=sum(one.completion for one in usages) if counted else None,
+        )
+
+
+class LlmAgent:
+    """Implements `runner.protocols.Agent`."""
+
+    name = "llm"
+
+    def __init__(self, chat: Chat, context: Context, *, limit: int, count: Count, priced: bool = False) -> None:
+        """`limit`: tokens of the model's context that a prompt may take, as `count` counts; `priced`: an answer of unknown cost
+        ends the run, since the sum is to be limited.
+        """
+        self._chat, self._context, self._limit, self._count, self._priced = chat, context, limit, count, priced
+        self._whole, self._misfits, self._fits = False, 0, 0
+        self._earlier: int | None = None
+
+    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
+        """See `Agent`.  Raises `AgentError` if the model cannot be asked, or if too many answers in a row were of no use."""
+        self._refuse_useless(history)
+        own = [record for record in history if record.agent == self.name]
+        number = max((_number(record.token) for record in own), default=-1) + 1
+        failed = _to_mend(own)
+        turn = _Turn(str(number) if failed is None else f"{number} {REPAIR}{failed.trial}")
+        idea = "(no proposal)" if failed is None else f"repair: {failed.idea}"
+        try:
+            if failed is None and plateau.advise(history).reflect:
+                self._reflect(turn, self._facts(champion, history, None))
+            answer, source = self._answered(turn, self._facts(champion, history, failed))
+        except (MalformedAnswerError, RefusedEditError) as error:
+            return self._refusal(turn, idea, str(error))
+        except ChatError as error:
+            if error.kind is not Failure.EXHAUSTED:
+                raise AgentError(str(error)) from error
+            return self._refusal(turn, idea, str(error))
+        except prompt.TooLongError as error:
+            raise AgentError(f"{self._chat.name}: {error}; name a model with a larger context") from error
+        finally:
+            self._write_down(turn)
+        return Proposal(
+            agent=self.name, idea=answer.idea, why=answer.why, risk=answer.risk, kind=answer.kind, source=source,
+            token=turn.token, spent=turn.spent,
+        )  # fmt: skip
+
+    def observe(self, record: Record) -> None:
+        """There is nothing to remember: the next prompt is made from the records."""
+
+    # -- what is asked -----------------------------------------------------------------------------
+
+    def preview(self, champion: str, history: Sequence[Record]) -> tuple[str, str]:
+        """System message and request of the next proposal, to the letter.  Raises `AgentError`."""
+        failed = _to_mend([record for record in history if record.agent == self.name])
+        try:
+            return self._prompt(self._facts(champion, history, failed))
+        except prompt.TooLongError as error:
+            raise AgentError(str(error)) from error
+
+    def _facts(self, champion: str, history: Sequence[Record], failed: Record | None) -> Facts:
+        facts = self._context.facts(champion, history)
+        if failed is None:
+            return replace(facts, wishes=plateau.advise(history).wishes)
+        crashed = next(one for one in facts.tries if one.record.trial == failed.trial)
+        return prompt.repair(facts, crashed, self._context.source(failed.trial))
+
+    def _prompt(self, facts: Facts) -> tuple[str, str]:
+        grammar = GRAMMAR_WHOLE if self._whole else GRAMMAR
+        return prompt.build(facts, grammar=grammar, limit=self._limit, count=self._count)
+
+    def _answered(self, turn: _Turn, facts: Facts) -> tuple[Answer, str]:
+        """A usable answer and the file that it makes, after a second turn if need be."""
+        try:
+            asked = self._messages(facts)
+            reply = self._ask(turn, asked)
+        except ChatError as error:
+            if error.kind is not Failure.TOO_LONG:
+                raise
+            # Our own count is an estimate for most models.
+            self._limit = int(self._limit * TRIMMED)
+            asked = self._messages(facts)
+            reply = self._ask(turn, asked)
+        try:
+            found = _usable(reply, facts.champion)
+        except (MalformedAnswerError, RefusedEditError) as error:
+            self._learn(fits=False)
+            again = (
+                f"That answer cannot be used, and nothing of it was applied. {error}\n\n"
+                "Give the whole answer once more, mended, in the same form."
+            )
+            reply = self._ask(turn, (*asked, Message(role="assistant", text=reply.text), Message(role="user", text=again)))
+            return _usable(reply, facts.champion)
+        self._learn(fits=True)
+        return found
+
+    def _messages(self, facts: Facts) -> tuple[Message, ...]:
+        system, request = self._prompt(facts)
+        return Message(role="system", text=system), Message(role="user", text=request)
+
+    def _reflect(self, turn: _Turn, facts: Facts) -> None:
+        """Have the model write down what is known; the person can read and edit it."""
+        system, request = self._prompt(facts)
+        reply = self._ask(turn, (Message(role="system", text=system), Message(role="user", text=f"{request}\n\n{REFLECT}")))
+        path = self._context.folder / NOTES
+        before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        last = facts.tries[-1].record.trial if facts.tries else 0
+        write_durably(path, f"{before}## After trial {last}\n\n{reply.text.strip()[:NOTES_LIMIT]}\n\n".encode())
+
+    def _ask(self, turn: _Turn, messages: tuple[Message, ...]) -> Reply:
+        turn.sent.append(messages)
+        reply = self._chat.complete(messages, seconds=CALL_SECONDS)
+        turn.replies.append(reply)
+        if self._priced and reply.cost_usd is None:
+            message = f"--max-usd cannot be held to: what {reply.model} costs is not known. Say it with --price IN,OUT (dollars per million tokens)"
+            raise AgentError(message)
+        return reply
+
+    def _learn(self, *, fits: bool) -> None:
+        """Whole files after answers that did not fit, edits again after whole files that did."""
+        self._fits, self._misfits = (self._fits + 1, 0) if fits else (0, self._misfits + 1)
+        if not self._whole and self._misfits >= WHOLE_AFTER:
+            self._whole, self._misfits = True, 0
+        elif self._whole and self._fits >= EDITS_AFTER:
+            self._whole, self._fits = False, 0
+
+    # -- what becomes of it ------------------------------------------------------------------------
+
+    def _refuse_useless(self, history: Sequence[Record]) -> None:
+        """Raises `AgentError` if the last proposals of this invocation came to no trial."""
+        self._earlier = len(history) if self._earlier is None else self._earlier
+        last = [record for record in history[self._earlier :] if record.agent == self.name][-FAILURES_IN_A_ROW:]
+        if len(last) == FAILURES_IN_A_ROW and all(record.verdict is Verdict.INVALID for record in last):
+            message = (
+                f"the last {FAILURES_IN_A_ROW} proposals of {self._chat.name} came to no trial, at last: {last[-1].reason}. "
+                "`autoresearch show N` has each; the same command goes on"
+            )
+            raise AgentError(message)
+
+    def _refusal(self, turn: _Turn, idea: str, reason: str) -> Refusal:
+        return Refusal(agent=self.name, idea=idea, reason=reason, token=turn.token, spent=turn.spent)
+
+    def _write_down(self, turn: _Turn) -> None:
+        """Everything that was said, whatever came of it."""
+        value = {
+            "token": turn.token,
+            "calls": [
+                {"sent": [asdict(one) for one in sent], "reply": None if reply is None else asdict(reply)}
+                for sent, reply in zip_longest(turn.sent, turn.replies)
+            ],
+        }
+        path = self._context.folder / TRANSCRIPTS / f"{_number(turn.token):04d}.json"
+        write_durably(path, json.dumps(value, indent=1).encode())
+
+
+def _usable(reply: Reply, champion: str) -> tuple[Answer, str]:
+    if reply.finish == "length":
+        raise MalformedAnswerError("It was cut at the model's limit of tokens: be shorter.")
+    answer = parse(reply.text)
+    return answer, apply(answer, champion)
+
+
+def _number(token: str) -> int:
+    return int(token.partition(" ")[0])
+
+
+def _to_mend(own: Sequence[Record]) -> Record | None:
+    """The last proposal, if its trial ended without a score and it was no repair itself: each idea has one second chance."""
+    if not own or own[-1].verdict is not Verdict.CRASH or REPAIR in own[-1].token:
+        return None
+    return own[-1] if own[-1].ending in MENDED else None

@@ -1,0 +1,122 @@
+"""What a run's files show a model: sources, diffs, ends of logs, the brief, hints, ideas and notes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runner.agents.prompt import DETAILED, UNJUDGED, Facts, Try
+from runner.difftext import unified_diff
+from runner.durable import append_durably
+from runner.errors import UsageError
+from runner.report.text import plain
+from runner.trial import Record, Verdict
+
+HINTS, IDEAS, NOTES = "hints.jsonl", "ideas.md", "notes.md"
+MAX_BYTES = 256 << 10
+"""Of the brief and of each of the person's files; a longer one would not fit into a prompt."""
+HINTS_SHOWN, IDEAS_SHOWN = 10, 5
+HINT_LIMIT = 2000
+LOG_TAIL_BYTES = 8 << 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where everything lies, and what is fixed for a run."""
+
+    run: Path
+    """The run's folder."""
+    brief: Path
+    ideas: Path
+    editable: str
+    hardware: str
+    budget: str
+    metric: str
+
+    def source(self, trial: int) -> str:
+        """The file that a trial proposed, as it was measured."""
+        return (self.run / "trials" / f"{trial:04d}" / "train.py").read_bytes().decode(errors="replace")
+
+    def facts(self, champion: str, history: Sequence[Record]) -> Facts:
+        """Everything for the next prompt; the person's files are read anew each time.  Raises `UsageError` without a brief."""
+        return Facts(
+            brief=_brief(self.brief),
+            editable=self.editable,
+            champion=champion,
+            hardware=self.hardware,
+            budget=self.budget,
+            metric=self.metric,
+            tries=tuple(self._tries(history)),
+            hints=hints(self.run)[-HINTS_SHOWN:],
+            ideas=waiting(_text(self.ideas), history)[:IDEAS_SHOWN],
+            notes=_text(self.run / NOTES),
+        )
+
+    def _tries(self, history: Sequence[Record]) -> Iterator[Try]:
+        """Files are read only for what a prompt may show of them: a run has thousands of trials."""
+        made = {record.commit: record.trial for record in reversed(history) if record.commit is not None}
+        told = {one.trial for one in [one for one in history if one.verdict not in UNJUDGED][-DETAILED:]}
+        failed = next((one for one in reversed(history) if one.verdict is Verdict.CRASH and one.log_path is not None), None)
+        for record in history:
+            diff = ""
+            if record.trial in told and record.commit is not None and record.parent in made:
+                diff = unified_diff(self.source(made[record.parent]), self.source(record.trial), self.editable)
+            yield Try(record=record, diff=diff, log_tail=_tail(Path(str(record.log_path))) if record is failed else "")
+
+
+def add_hint(run: Path, text: str, at: str) -> None:
+    """Write down what the person asks for; the next proposal sees it.  Raises `UsageError` if there is nothing in it."""
+    if not text.strip():
+        message = "there is nothing in this hint"
+        raise UsageError(message)
+    if len(text) > HINT_LIMIT:
+        message = f"a hint has at most {HINT_LIMIT} characters; what is longer belongs into the brief"
+        raise UsageError(message)
+    append_durably(run / HINTS, (json.dumps({"at": at, "text": text.strip()}) + "\n").encode())
+
+
+def hints(run: Path) -> list[str]:
+    """What the person asked for, oldest first; a line that was cut by a full disk is left out."""
+    found = []
+    for line in _text(run / HINTS).splitlines():
+        try:
+            found.append(str(json.loads(line)["text"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def waiting(ideas: str, history: Sequence[Record]) -> list[str]:
+    """The items of a list in Markdown that no try has as its idea."""
+    taken = {plain(record.idea).casefold() for record in history}
+    items = [plain(line.strip()[2:]) for line in ideas.splitlines() if line.strip()[:2] in ("- ", "* ")]
+    return [item for item in items if item and item.casefold() not in taken]
+
+
+def _brief(path: Path) -> str:
+    if not path.exists():
+        message = f"{path}: there is no brief; write one, a model has nothing else to go by"
+        raise UsageError(message)
+    return _text(path)
+
+
+def _text(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        message = f"{path}: more than {MAX_BYTES >> 10} KiB, which fits into no prompt"
+        raise UsageError(message)
+    return data.decode(errors="replace")
+
+
+def _tail(path: Path) -> str:
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,51 @@
+"""What a search without keeps is asked to do differently."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from runner.agents.plateau import COMBINE, LARGER, OTHER_KINDS, REFLECT, REFLECT_EVERY, advise
+from runner.trial import Kind, Record, Verdict
+
+
+def record(trial: int, verdict: Verdict = Verdict.DISCARD, **values: Any) -> Record:
+    return Record(**{"trial": trial, "tag": "t", "commit": f"c{trial}", "parent": "p", "agent": "llm", "idea": f"idea {trial}", "verdict": verdict, **values})
+
+
+def tries(number: int, **values: Any) -> list[Record]:
+    kept = [record(0, Verdict.BASELINE), record(1, Verdict.KEEP, kind=Kind.OPTIMIZER)]
+    return [*kept, *(record(2 + at, **{"kind": Kind.SCHEDULE, **values}) for at in range(number))]
+
+
+def test_nothing_is_asked_while_it_goes_well() -> None:
+    assert advise([]).wishes == ()
+    assert advise(tries(OTHER_KINDS - 1)).wishes == ()
+    assert advise(tries(40)[:2]).without_keep == 0
+
+
+def test_other_kinds_are_asked_for_then_larger_steps() -> None:
+    (wish,) = advise(tries(OTHER_KINDS)).wishes
+    assert wish.startswith("Not kind schedule this time; nobody tried hyperparameter, architecture, init, systems, simplification yet.")
+    assert len(advise(tries(LARGER - 1)).wishes) == 1
+    assert f"The last {LARGER} tries were not kept" in advise(tries(LARGER)).wishes[1]
+
+
+def test_a_keep_starts_the_ladder_again_and_measurements_of_the_champion_do_not() -> None:
+    assert advise([*tries(9), record(20, Verdict.KEEP)]).wishes == ()
+    assert advise([*tries(OTHER_KINDS), record(20, Verdict.REPEAT)]).without_keep == OTHER_KINDS
+
+
+@pytest.mark.parametrize(("number", "reflects"), [(REFLECT - 1, False), (REFLECT, True), (REFLECT + 1, False), (REFLECT + REFLECT_EVERY, True)])
+def test_a_look_back_now_and_then(number: int, *, reflects: bool) -> None:
+    assert advise(tries(number)).reflect is reflects
+
+
+def test_near_misses_are_named_the_best_first_and_clear_losses_are_not() -> None:
+    far = tries(COMBINE, gain=-0.5, threshold=0.01)
+    assert not any("near misses" in wish for wish in advise(far).wishes)
+
+    near = [*far, record(50, gain=0.004, threshold=0.01, idea="wider"), record(51, gain=0.008, threshold=0.01, idea="deeper")]
+    (wish,) = [one for one in advise(near).wishes if "near misses" in one]
+    assert wish == "Consider putting near misses together: try 51 (deeper); try 50 (wider)."
