@@ -38,10 +38,18 @@ class Gpu:
     uuid: str
     name: str
     memory_gb: float
+    """Of a card that is divided: what its parts have together."""
+    minor: int
+    """The number in the name of the card's device file."""
     part: Part | None = None
     """None: it is a whole card."""
     parts: tuple[Gpu, ...] | None = None
     """The MIG devices of a card that is divided, on which nothing computes as a whole; None: it is not."""
+
+    @property
+    def device_file(self) -> str:
+        """The name in /dev of the card that a container with this GPU finds."""
+        return f"nvidia{self.minor}"
 
     @property
     def label(self) -> str:
@@ -135,15 +143,20 @@ def _processes(nvml: Any, handle: Any, card: Any) -> list[Any]:
 def _slowed(nvml: Any, card: Any) -> str | None:
     try:
         bits = nvml.nvmlDeviceGetCurrentClocksThrottleReasons(card)
-    except nvml.NVMLError_NotSupported:
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):
         return None
     return next((why for bit, why in SLOWDOWNS.items() if bits & bit), None)
 
 
 def _card(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
-    card = _describe(nvml, handle, index)
-    return replace(card, parts=tuple(_parts(nvml, handle, card))) if _is_divided(nvml, handle) else card
+    minor = int(nvml.nvmlDeviceGetMinorNumber(handle))
+    if not _is_divided(nvml, handle):
+        return _describe(nvml, handle, index, minor, nvml.nvmlDeviceGetMemoryInfo(handle).total)
+    # The memory of the whole is told to root alone.
+    card = _describe(nvml, handle, index, minor, 0)
+    parts = tuple(_parts(nvml, handle, card))
+    return replace(card, parts=parts, memory_gb=sum(part.memory_gb for part in parts))
 
 
 def _parts(nvml: Any, handle: Any, card: Gpu) -> Iterator[Gpu]:
@@ -152,7 +165,8 @@ def _parts(nvml: Any, handle: Any, card: Gpu) -> Iterator[Gpu]:
             part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
         except nvml.NVMLError_NotFound:  # fewer parts than there could be, and numbers may be left out
             continue
-        yield _describe(nvml, part, card.index, Part(number=number, card=card.uuid))
+        memory = nvml.nvmlDeviceGetMemoryInfo(part).total
+        yield _describe(nvml, part, card.index, card.minor, memory, Part(number=number, card=card.uuid))
 
 
 def _is_divided(nvml: Any, handle: Any) -> bool:
@@ -163,12 +177,13 @@ def _is_divided(nvml: Any, handle: Any) -> bool:
     return bool(now)
 
 
-def _describe(nvml: Any, handle: Any, index: int, part: Part | None = None) -> Gpu:
+def _describe(nvml: Any, handle: Any, index: int, minor: int, memory: int, part: Part | None = None) -> Gpu:
     return Gpu(
         index=index,
         uuid=str(nvml.nvmlDeviceGetUUID(handle)),
         name=str(nvml.nvmlDeviceGetName(handle)),
-        memory_gb=nvml.nvmlDeviceGetMemoryInfo(handle).total / (1 << 30),
+        memory_gb=memory / (1 << 30),
+        minor=minor,
         part=part,
     )
 

@@ -21,7 +21,7 @@ from typing import Any
 from runner.errors import StateError
 from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
 
-FORMAT = 2
+FORMAT, FORMAT_WITH_RUNTIME = 2, 3
 JOURNAL = "journal.jsonl"
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 10, 0.02
 
@@ -280,8 +280,8 @@ def _read(path: Path, state: State) -> tuple[int, int]:
         except (ValueError, KeyError, TypeError) as error:
             message = f"{path} line {number} is damaged: restore the file, or start another --tag"
             raise StateError(message) from error
-    if state.header is not None and state.header.get("format") != FORMAT:
-        message = f"{path} has format {state.header.get('format')}, this version reads {FORMAT}: use the version that wrote it, or start another run with --new"
+    if state.header is not None and state.header.get("format") not in (FORMAT, FORMAT_WITH_RUNTIME):
+        message = f"{path} has format {state.header.get('format')}, this version reads {FORMAT} and {FORMAT_WITH_RUNTIME}: use the version that wrote it, or start another run with --new"
         raise StateError(message)
     return whole, len(data)
 

@@ -17,7 +17,7 @@ FLAWS = (
 )
 """The first version without a flaw that lets a container reach its host, and the flaw."""
 OLDEST = ".".join(map(str, FLAWS[-1][0]))
-_VERSION = re.compile(r"\bversion v?(?P<numbers>[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})(?P<before>-[0-9A-Za-z.-]+)?\s")
+_VERSION = re.compile(r"\bversion v?(?P<numbers>[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4})(?P<before>-(?:rc|alpha|beta)[0-9A-Za-z.]*)?(?:[-+~][0-9A-Za-z.+~-]*)?\s")
 
 
 @dataclass(frozen=True, kw_only=True)

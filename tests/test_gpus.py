@@ -43,10 +43,10 @@ def test_cards_are_listed_and_one_that_is_divided_with_its_parts() -> None:
 
     assert others == whole
     assert [(one["index"], one["memory_gb"], one["part"], one["parts"]) for one in whole] == [(0, 80.0, None, None), (1, 24.0, None, None)]
-    assert (divided["index"], divided["uuid"], divided["memory_gb"]) == (2, CARD, 40.0)
+    assert (divided["index"], divided["uuid"], divided["memory_gb"]) == (2, CARD, 10.0)
     assert divided["parts"] == [
         {
-            "index": 2, "uuid": uuid, "name": "Imaginary 40 GB MIG 1g.5gb", "memory_gb": 5.0, "part": {"number": number, "card": CARD},
+            "index": 2, "uuid": uuid, "name": "Imaginary 40 GB MIG 1g.5gb", "memory_gb": 5.0, "minor": 2, "part": {"number": number, "card": CARD},
             "parts": None,
         }
         for number, uuid in ((1, FIRST), (2, SECOND))

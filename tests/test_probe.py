@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from runner.errors import EngineError
-from runner.sandbox.probe import CPUS, LIMITS, Finding, judge, judge_own_kernel, probe, refuse, unlimited
+from runner.sandbox.probe import (
+    CPUS,
+    LIMITS,
+    Finding,
+    host_sockets,
+    judge,
+    judge_own_kernel,
+    probe,
+    refuse,
+    unlimited,
+)
 from runner.trial import Ending, Progress, Result, TrialSpec
 
 FACTS: dict[str, Any] = {
@@ -48,20 +58,20 @@ FACTS: dict[str, Any] = {
 
 
 def test_nothing_is_found_where_everything_holds() -> None:
-    assert list(judge(FACTS, gpus=0)) == []
-    assert list(judge({**FACTS, "gpus": ["nvidia0"]}, gpus=1)) == []
+    assert list(judge(FACTS, gpus=())) == []
+    assert list(judge({**FACTS, "gpus": ["nvidia0"]}, gpus=(None,))) == []
     refuse(())
 
 
 @pytest.mark.parametrize("label", ["", "unconfined", "docker-default (complain)"])
 def test_apparmor_has_to_be_in_force_where_the_engine_has_it(label: str) -> None:
     facts = {**FACTS, "apparmor": label}
-    assert list(judge(facts, gpus=0)) == []
+    assert list(judge(facts, gpus=())) == []
 
-    (found,) = judge(facts, gpus=0, apparmor=True)
+    (found,) = judge(facts, gpus=(), apparmor=True)
 
     assert found.what == "AppArmor"
-    assert list(judge({**FACTS, "apparmor": "docker-default (enforce)"}, gpus=0, apparmor=True)) == []
+    assert list(judge({**FACTS, "apparmor": "docker-default (enforce)"}, gpus=(), apparmor=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -98,7 +108,7 @@ def test_what_does_not_hold_is_named(spoil: Callable[[dict[str, Any]], object], 
     facts = copy.deepcopy(FACTS)
     spoil(facts)
 
-    (found,) = judge(facts, gpus=0)
+    (found,) = judge(facts, gpus=())
 
     assert found.what == what
     with pytest.raises(EngineError, match=f"{what}: "):
@@ -106,7 +116,7 @@ def test_what_does_not_hold_is_named(spoil: Callable[[dict[str, Any]], object], 
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_named() -> None:
-    assert list(judge(FACTS, gpus=1)) == [Finding(what="1 GPUs", found="0 are there ()")]
+    assert list(judge(FACTS, gpus=(None,))) == [Finding(what="1 GPUs", found="0 are there ()")]
 
 
 def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
@@ -116,8 +126,8 @@ def test_what_the_driver_mounts_is_allowed_with_a_gpu_alone() -> None:
     facts["mounts"] |= {f"/dev/{name}": [0, 0, ["rw", "nosuid"]] for name in ("nvidia0", "nvidiactl", "dri/renderD128")}
     facts["environment"] += ["NVIDIA_CTK_LIBCUDA_DIR", "NVIDIA_VISIBLE_DEVICES"]
 
-    assert list(judge(facts, gpus=1)) == []
-    found = [one.what for one in judge(facts | {"gpus": []}, gpus=0)]
+    assert list(judge(facts, gpus=(None,))) == []
+    found = [one.what for one in judge(facts | {"gpus": []}, gpus=())]
     assert sorted(found) == ["an environment built from empty"] + ["few places to write"] * 4
 
 
@@ -176,6 +186,7 @@ def test_an_engine_that_says_that_it_cannot_limit_is_taken_at_its_word() -> None
 
 OWN: dict[str, Any] = FACTS | {
     "kernel": "4.4.0",
+    "capabilities": {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": None},
     "no_new_privileges": False,
     "seccomp": False,
     "answered": ["keyctl (Function not implemented)"],
@@ -196,8 +207,8 @@ OWN: dict[str, Any] = FACTS | {
 
 
 def test_a_kernel_of_its_own_is_judged_by_what_it_can_hold() -> None:
-    assert list(judge_own_kernel(OWN, "6.1.0", gpus=0)) == []
-    assert {one.what for one in judge(OWN, gpus=0)} >= {"seccomp", "no network", "masked paths", "files in /tmp"}
+    assert list(judge_own_kernel(OWN, "6.1.0", gpus=())) == []
+    assert {one.what for one in judge(OWN, gpus=())} >= {"seccomp", "no network", "masked paths", "files in /tmp"}
 
 
 @pytest.mark.parametrize(
@@ -206,6 +217,10 @@ def test_a_kernel_of_its_own_is_judged_by_what_it_can_hold() -> None:
         # The engine took the name of the runtime and used its default, as Podman does.
         (lambda facts: facts.update(kernel="6.1.0"), "a kernel of its own"),
         (lambda facts: facts.update(interfaces=["eth0", "lo"]), "no network"),
+        (lambda facts: facts.update(kernel="6.1.0-rc5-other"), "a kernel of its own"),
+        (lambda facts: facts.update(kernel=""), "a kernel of its own"),
+        (lambda facts: facts.update(sockets=["AF_INET", "AF_VSOCK"]), "no network"),
+        (lambda facts: facts["mounts"]["/out"].__setitem__(1, 0), "files in /out"),
         (lambda facts: facts["mounts"].update({"/": [1, 1, ["rw"]]}), "a read-only root"),
         (lambda facts: facts["mounts"].update({"/host": [1, 1, ["rw"]]}), "few places to write"),
         (lambda facts: facts["mounts"]["/out"].__setitem__(0, 1 << 40), "the size of /out"),
@@ -219,6 +234,44 @@ def test_what_a_kernel_of_its_own_does_not_hold_is_named(spoil: Callable[[dict[s
     facts = copy.deepcopy(OWN)
     spoil(facts)
 
-    (found,) = judge_own_kernel(facts, "6.1.0", gpus=0)
+    (found,) = judge_own_kernel(facts, "6.1.0", gpus=())
 
     assert found.what == what
+
+
+@pytest.mark.parametrize("release", ["", "<unknown>", "None"])
+def test_a_machine_that_does_not_tell_its_kernel_is_believed_nothing(release: str) -> None:
+    (found,) = judge_own_kernel(OWN, release, gpus=())
+    assert found.what == "a kernel of its own"
+
+
+def test_a_runtime_that_is_registered_with_the_machines_sockets_is_refused() -> None:
+    assert host_sockets({}) == ()
+    assert host_sockets({"runtimeArgs": ["--network=none", "--host-uds=none"]}) == ()
+    found = host_sockets({"runtimeArgs": ["--network=host", "--host-uds=all"]})
+    assert [one.found for one in found] == ["the runtime is registered with --network=host", "the runtime is registered with --host-uds=all"]
+
+
+def test_devices_of_tunnels_that_the_kernel_makes_everywhere_are_no_network() -> None:
+    assert list(judge(FACTS | {"interfaces": ["ip6tnl0", "lo", "sit0", "tunl0"]}, gpus=())) == []
+
+
+def test_another_card_than_the_one_that_was_asked_for_is_named() -> None:
+    facts = FACTS | {"gpus": ["nvidia0"]}
+    assert list(judge(facts, gpus=("nvidia0",))) == []
+
+    (found,) = judge(facts, gpus=("nvidia1",))
+
+    assert (found.what, found.found.partition(":")[0]) == ("GPU nvidia1", "another is there (nvidia0)")
+
+
+def test_a_capability_of_which_the_kernel_does_not_tell_is_not_taken_for_none() -> None:
+    facts = FACTS | {"capabilities": FACTS["capabilities"] | {"CapAmb": None}}
+    assert [one.found for one in judge(facts, gpus=())] == ["the kernel does not tell of CapAmb"]
+
+
+def test_advice_is_about_what_was_found() -> None:
+    with pytest.raises(EngineError) as caught:
+        refuse([Finding(what="AppArmor", found="x")])
+    assert "apparmor_parser" in str(caught.value)
+    assert "cgroup" not in str(caught.value)

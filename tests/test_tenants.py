@@ -10,8 +10,8 @@ from runner.gpus import Gpu, Part
 from runner.sandbox.tenants import uses
 
 UUID = "GPU-1"
-CARD = Gpu(index=2, uuid="GPU-C", name="a card", memory_gb=40)
-PART = Gpu(index=2, uuid="MIG-1", name="a part", memory_gb=5, part=Part(number=1, card="GPU-C"))
+CARD = Gpu(index=2, uuid="GPU-C", name="a card", memory_gb=40, minor=2)
+PART = Gpu(index=2, uuid="MIG-1", name="a part", memory_gb=5, minor=2, part=Part(number=1, card="GPU-C"))
 
 
 def made(env: list[str] | None = None, **host: Any) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def made(env: list[str] | None = None, **host: Any) -> dict[str, Any]:
     ],
 )
 def test_a_container_may_use_the_gpu_it_was_given(found: dict[str, Any], index: int, *, may: bool) -> None:
-    assert uses(found, Gpu(index=index, uuid=UUID, name="a card", memory_gb=40)) is may
+    assert uses(found, Gpu(index=index, uuid=UUID, name="a card", memory_gb=40, minor=2)) is may
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import structlog
 
 from runner import ledger
 from runner.durable import write_durably
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
     from runner.tried import Gate
+
+log = structlog.get_logger()
 
 MAX_SLOTS = 64
 ISOLATION = "isolation.sha256"
@@ -261,7 +265,10 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
     from runner.sandbox.leased import LeasedSandbox
     from runner.sandbox.tenants import is_gone, tenants
 
-    toolkit.refuse_flawed(toolkit.look(local=is_local(client)))
+    known = toolkit.look(local=is_local(client))
+    toolkit.refuse_flawed(known)
+    if known.version is None:
+        log.warning("toolkit.unknown", reason=known.unknown)
     found = gpus.find(gpu)
     engine = str(client.info()["ID"])
     with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:
@@ -282,31 +289,44 @@ def try_isolation(
     *,
     cdi: frozenset[str] = frozenset(),
     runtime: str | None = None,
+    device_file: str | None = None,
     again: bool,
 ) -> None:
     """Make sure that the engine isolates a trial: a probe finds out what one could do.
 
-    Without `again` what held before on the same engine, kernel, image and runtime, and with the same CDI names, is not tried once
-    more.  Raises `EngineError` that names everything that does not hold, or if the engine does not have the `runtime`.
+    Without `again` what held before on the same engine, kernel, image and runtime, with the same CDI names and by the same rules, is not
+    tried once more.  `device_file` is the name of the card's.  Raises `EngineError` that names everything that does not hold, or
+    if the engine does not have the `runtime`.
     """
-    from runner.sandbox.probe import PROGRAM, has_apparmor, probe, refuse, unlimited
+    from runner.sandbox.probe import PROGRAM, RULES, has_apparmor, host_sockets, probe, refuse, unlimited
 
     info = client.info()
     refuse(unlimited(info))
-    known = sorted(info.get("Runtimes") or ())
-    if runtime is not None and runtime not in known:
-        message = f"--runtime {runtime}: the engine has {', '.join(known)}; docs/security.md says how gVisor is added"
-        raise EngineError(message)
+    check_runtime(runtime, info)
+    described = (info.get("Runtimes") or {}).get(runtime or info.get("DefaultRuntime")) or {}
+    if runtime is not None:
+        refuse(host_sockets(described))
     about = ("ID", "ServerVersion", "KernelVersion", "DefaultRuntime", "CgroupDriver", "CgroupVersion", "SecurityOptions")
-    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "runtime": runtime, "program": PROGRAM}
+    tried = {name: info.get(name) for name in about} | {"image": image, "gpu": gpu, "cdi": sorted(cdi), "runtime": [runtime, described]} | {
+        "program": PROGRAM, "rules": RULES, "device_file": device_file,
+    }  # fmt: skip
     digest = hashlib.sha256(json.dumps(tried, sort_keys=True).encode()).hexdigest()
     path = state / ISOLATION
     if not again and path.exists() and path.read_text() == digest:
         return
     path.unlink(missing_ok=True)
-    host_kernel = None if runtime is None else str(info["KernelVersion"])
-    refuse(probe(sandbox, image, gpu=gpu, labels=labels, apparmor=has_apparmor(info), host_kernel=host_kernel))
+    host_kernel = None if runtime is None else str(info.get("KernelVersion"))
+    apparmor = has_apparmor(info)
+    refuse(probe(sandbox, image, gpu=gpu, labels=labels, apparmor=apparmor, host_kernel=host_kernel, device_file=device_file))
     write_durably(path, digest.encode())
+
+
+def check_runtime(runtime: str | None, info: Mapping[str, Any]) -> None:
+    """Raises `EngineError` if the engine that describes itself as `info` has no runtime of this name."""
+    known = sorted(info.get("Runtimes") or ())
+    if runtime is not None and runtime not in known:
+        message = f"--runtime {runtime}: the engine has {', '.join(known)}; docs/security.md says how gVisor is added"
+        raise EngineError(message)
 
 
 def connect() -> Engine:

@@ -74,7 +74,8 @@ class Session:
         parts.reap_dead(engine, self.workspace.state)
         with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
             parts.try_isolation(
-                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered, runtime=header.get("runtime"), again=self.probed_anew,
+                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered,
+                runtime=header.get("runtime"), device_file=gpus.find(header["gpu"]).device_file if header["gpu"] else None, again=self.probed_anew,
             )  # fmt: skip
             if task.score.reported:
                 yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)

@@ -102,6 +102,8 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     if wanted.preset is not None:
         # A name that does not exist is refused before anything is said about the machine.
         parts.load_frozen(folder, checkout.root, wanted.preset, overrides)
+    if wanted.runtime is not None:
+        parts.check_runtime(wanted.runtime, parts.connect().info())
     gpu = None if wanted.cpu else gpus.pick(_gpu_name(wanted.gpus))
     preset = choose_preset(
         frozen, cpu=wanted.cpu, gpu_memory_gb=gpu.memory_gb if gpu else None, named=wanted.preset
@@ -123,7 +125,8 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
     )
     used = images.image_ids("cuda" if gpu else "cpu", workspace.state)
     return {
-        "format": ledger.FORMAT,
+        # A version that does not know the key would go on by another runtime.
+        "format": ledger.FORMAT if wanted.runtime is None else ledger.FORMAT_WITH_RUNTIME,
         "id": uuid.uuid4().hex,
         "tag": folder.name,
         "created": created,
@@ -167,7 +170,7 @@ def refuse_other_wishes(header: Event, wanted: Wanted) -> None:
 
     where = f"GPU {header['gpu']}" if header["gpu"] else "the CPU"
     clashes = [
-        f"{flag} {asked} (it has {has})"
+        f"{flag} {asked} (it has {'the default' if has is None else has})"
         for flag, asked, has in (
             ("--preset", wanted.preset, header["preset"]),
             ("--seed", wanted.seed, header["seed"]),

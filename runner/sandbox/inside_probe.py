@@ -183,7 +183,7 @@ def main(masked: list[str], memory: int, processes: int) -> None:
     told = status()
     facts = {
         "user": [os.getuid(), os.getgid(), os.getgroups()],
-        "capabilities": {name: int(told.get(name, "0"), 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
+        "capabilities": {name: int(told[name], 16) if name in told else None for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")},
         "no_new_privileges": told.get("NoNewPrivs") == "1",
         "seccomp": told.get("Seccomp") == "2",
         "apparmor": label(),

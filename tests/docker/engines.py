@@ -14,11 +14,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import docker
+import docker.errors
 
 from runner.setup.engine import Endpoint, State, examine
 
@@ -31,6 +32,16 @@ DOCKERD = ("--bridge=none", "--iptables=false", "--ip-forward=false", "--ip-masq
 """Without a network of its own: what runs there has none either."""
 
 
+def processes(folder: Path) -> list[int]:
+    """Those whose command line names `folder`: the engine's own, its containers' shims and what began them."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            if entry.name.isdecimal() and f"{folder}/".encode() in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
 @contextmanager
 def place() -> Iterator[Path]:
     """A folder with a short name, since names of sockets are short; nothing of it is mounted at the end."""
@@ -39,6 +50,12 @@ def place() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        for process in processes(folder):
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        end = time.monotonic() + STOP_SECONDS
+        while processes(folder) and time.monotonic() < end:
+            time.sleep(0.1)
         mounted = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
         for point in sorted((one for one in mounted if one.startswith(f"{folder}/")), reverse=True):
             subprocess.run(["umount", "--lazy", point], check=False)
@@ -62,15 +79,23 @@ def rootful(*arguments: str, path: str = "") -> Iterator[str]:
 @contextmanager
 def user(name: str) -> Iterator[pwd.struct_passwd]:
     """A unix user with a range of subordinate ids, gone at the end with everything that runs as them."""
-    subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
+    forget(name)  # of a test that was killed
     try:
+        subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", name], check=True)
         found = pwd.getpwnam(name)
         Path(found.pw_dir).chmod(0o700)
         yield found
     finally:
-        subprocess.run(["pkill", "-KILL", "-u", name], check=False)
-        time.sleep(0.2)
-        subprocess.run(["userdel", "--remove", "--force", name], check=False, capture_output=True)
+        forget(name)
+
+
+def forget(name: str) -> None:
+    """Remove a user with home, subordinate ids and processes; fine if there is none."""
+    if name not in {one.pw_name for one in pwd.getpwall()}:
+        return
+    subprocess.run(["pkill", "-KILL", "-u", name], check=False)
+    time.sleep(0.2)
+    subprocess.run(["userdel", "--force", *(["--remove"] if Path(pwd.getpwnam(name).pw_dir).is_dir() else []), name], check=True, capture_output=True)
 
 
 @contextmanager
@@ -125,6 +150,13 @@ def _as(owner: pwd.struct_passwd, folder: Path, command: Sequence[str], environm
     ]  # fmt: skip
 
 
+def _kill_containers(address: str) -> None:
+    """What runs there, before the engine is ended: an engine that is killed leaves it."""
+    with suppress(docker.errors.DockerException, OSError), closing(docker.DockerClient(base_url=address, version="auto", timeout=20)) as client:
+        for one in client.api.containers():
+            client.api.remove_container(one["Id"], force=True)
+
+
 @contextmanager
 def _running(folder: Path, command: Sequence[str], environment: Mapping[str, str], socket: str = "s") -> Iterator[str]:
     """What `command` serves at the unix socket `socket` in `folder`, from the moment at which it answers."""
@@ -146,6 +178,7 @@ def _running(folder: Path, command: Sequence[str], environment: Mapping[str, str
             time.sleep(0.1)
         yield endpoint.url
     finally:
+        _kill_containers(f"unix://{folder}/{socket}")
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)

@@ -306,7 +306,8 @@ def holds_every_limit(inspected: Any, options: Any, *, set_by_image: Sequence[st
     assert (inspected["Config"]["Entrypoint"] or [], inspected["Config"]["Cmd"][:3]) == ([], ["timeout", "-s", "KILL"])
     names_of_image = {one.partition("=")[0] for one in set_by_image}
     ours_alone = {one.partition("=")[0] for one in inspected["Config"]["Env"]} - names_of_image
-    assert ours_alone <= {name for name, _ in environment(2.0, None)}
+    assert ours_alone <= {name for name, _ in environment(2.0, None)} | {"NVIDIA_VISIBLE_DEVICES"}
+    assert "NVIDIA_VISIBLE_DEVICES=void" in inspected["Config"]["Env"]
     labels = inspected["Config"]["Labels"]
     assert {"autoresearch", "autoresearch.owner", "autoresearch.run", "autoresearch.trial", "autoresearch.role"} <= set(labels)
     assert labels["autoresearch.owner"] == str(os.getuid())

@@ -86,7 +86,9 @@ def test_a_gpu_that_the_toolkit_does_not_know_is_named(nvidia: DockerClient, ima
 
 
 def test_the_probe_counts_gpus(nvidia: DockerClient, image: str) -> None:
-    assert probe(DockerSandbox(nvidia), image, gpu=UUIDS[1], labels=LABELS) == ()
+    assert probe(DockerSandbox(nvidia), image, gpu=UUIDS[1], labels=LABELS, device_file="nvidia1") == ()
+    (other,) = probe(DockerSandbox(nvidia), image, gpu=UUIDS[1], labels=LABELS, device_file="nvidia0")
+    assert other.what == "GPU nvidia0"
     assert probe(DockerSandbox(nvidia), image, gpu=None, labels=LABELS) == ()
 
     (found,) = probe(DockerSandbox(nvidia), image, gpu=",".join(UUIDS[:2]), labels=LABELS)

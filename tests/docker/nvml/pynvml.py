@@ -100,9 +100,16 @@ def nvmlDeviceGetName(handle: Handle) -> str:
     return "Imaginary 40 GB MIG 1g.5gb" if isinstance(handle, tuple) else NAMES[handle]
 
 
+def nvmlDeviceGetMinorNumber(handle: Handle) -> int:
+    assert isinstance(handle, int), "a part has no device file of its own"
+    return handle
+
+
 def nvmlDeviceGetMemoryInfo(handle: Handle) -> SimpleNamespace:
     if isinstance(handle, tuple):
         return SimpleNamespace(total=5 << 30, used=2 << 20)
+    if handle == DIVIDED:  # as for everybody but root
+        raise NVMLError_NoPermission
     return SimpleNamespace(total=GIGABYTES[handle] << 30, used=1 << 20)
 
 
