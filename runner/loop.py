@@ -71,6 +71,8 @@ class Stops:
     trials: int | None = None
     """New trials after the baselines; the champion measured again is none."""
     hours: float | None = None
+    usd: float | None = None
+    """What proposals may cost together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Loop:
         for record in self._run.records:
             self._tell_agent(record)
         earlier = len(self._run.records)
-        while (reason := self._reached(stops, judged, self._clock() - began)) is None:
+        while (reason := self._reached(stops, judged, self._clock() - began, self._run.records[earlier:])) is None:
             self._refuse_disturbed(self._run.records[earlier:])
             if self._run.champion_is_stale():
                 self._measure_champion()
@@ -125,11 +127,13 @@ class Loop:
             self._tell_agent(proposed)
         return Outcome(reason=reason, judged=judged)
 
-    def _reached(self, stops: Stops, judged: int, seconds: float) -> str | None:
+    def _reached(self, stops: Stops, judged: int, seconds: float, records: Sequence[Record] = ()) -> str | None:
         if stops.trials is not None and judged >= stops.trials:
             return f"{judged} trials done"
         if stops.hours is not None and seconds >= stops.hours * 3600:
             return f"{stops.hours:g} hours are over"
+        if stops.usd is not None and (reason := _too_dear(stops.usd, records)) is not None:
+            return reason
         if self._run.stop_file.exists():
             self._run.stop_file.unlink()
             return "asked to stop"
@@ -270,3 +274,12 @@ class Loop:
         if record.ending is Ending.OUT_OF_MEMORY and smaller:
             return f"the baseline ran out of memory: try --preset {smaller}.{where}"
         return f"the unmodified baseline gave no score ({record.reason}), so nothing can be compared with it.{where}"
+
+
+def _too_dear(most: float, records: Sequence[Record]) -> str | None:
+    """Why no further proposal is asked for: it may cost what the dearest of `records`, this invocation's, did."""
+    costs = [record.cost_usd for record in records if record.cost_usd is not None]
+    spent = sum(costs)
+    if spent < most and spent + max(costs, default=0.0) <= most:
+        return None
+    return f"${spent:.4f} of ${most:g} are spent, and one more proposal could cost ${max(costs, default=0.0):.4f}"

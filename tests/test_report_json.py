@@ -47,6 +47,8 @@ KEYS = [
     "measurements",
     "proposed_at",
     "log_path",
+    "prompt_tokens",
+    "completion_tokens",
 ]
 
 

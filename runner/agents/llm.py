@@ -16,7 +16,7 @@ from pathlib import Path
 
 from runner.agents import plateau, prompt
 from runner.agents.answer import GRAMMAR, GRAMMAR_WHOLE, Answer, MalformedAnswerError, apply, parse
-from runner.agents.chat import Chat, ChatError, Failure, Message, Reply
+from runner.agents.chat import Chat, ChatError, ErrorKind, Finish, Message, Reply, Role
 from runner.agents.edits import RefusedEditError
 from runner.agents.prompt import Count, Facts
 from runner.durable import write_durably
@@ -32,6 +32,11 @@ CALL_SECONDS = 900.0
 TRIMMED = 0.7
 """So much of the context is used after the model said that a prompt was too long."""
 REPAIR = "repair of trial "
+UNUSABLE = {
+    Finish.LENGTH: "It was cut at the model's limit of tokens: be shorter.",
+    Finish.FILTERED: "The provider's filter withheld it.",
+    Finish.NOTHING: "There was nothing in it.",
+}
 TRANSCRIPTS, NOTES = "llm", "notes.md"
 NOTES_LIMIT = 8000
 MENDED = (Ending.CRASHED, Ending.OUT_OF_MEMORY, Ending.TIMED_OUT, Ending.INVALID_OUTPUT)
@@ -103,8 +108,8 @@ class LlmAgent:
         except (MalformedAnswerError, RefusedEditError) as error:
             return self._refusal(turn, idea, str(error))
         except ChatError as error:
-            if error.kind is not Failure.EXHAUSTED:
-                raise AgentError(str(error)) from error
+            if error.kind is not ErrorKind.EXHAUSTED:
+                raise
             return self._refusal(turn, idea, str(error))
         except prompt.TooLongError as error:
             raise AgentError(f"{self._chat.name}: {error}; name a model with a larger context") from error
@@ -145,7 +150,7 @@ class LlmAgent:
             asked = self._messages(facts)
             reply = self._ask(turn, asked)
         except ChatError as error:
-            if error.kind is not Failure.TOO_LONG:
+            if error.kind is not ErrorKind.TOO_LONG:
                 raise
             # Our own count is an estimate for most models.
             self._limit = int(self._limit * TRIMMED)
@@ -159,19 +164,19 @@ class LlmAgent:
                 f"That answer cannot be used, and nothing of it was applied. {error}\n\n"
                 "Give the whole answer once more, mended, in the same form."
             )
-            reply = self._ask(turn, (*asked, Message(role="assistant", text=reply.text), Message(role="user", text=again)))
+            reply = self._ask(turn, (*asked, Message(Role.ASSISTANT, reply.text), Message(Role.USER, again)))
             return _usable(reply, facts.champion)
         self._learn(fits=True)
         return found
 
     def _messages(self, facts: Facts) -> tuple[Message, ...]:
         system, request = self._prompt(facts)
-        return Message(role="system", text=system), Message(role="user", text=request)
+        return Message(Role.SYSTEM, system), Message(Role.USER, request)
 
     def _reflect(self, turn: _Turn, facts: Facts) -> None:
         """Have the model write down what is known; the person can read and edit it."""
         system, request = self._prompt(facts)
-        reply = self._ask(turn, (Message(role="system", text=system), Message(role="user", text=f"{request}\n\n{REFLECT}")))
+        reply = self._ask(turn, (Message(Role.SYSTEM, system), Message(Role.USER, f"{request}\n\n{REFLECT}")))
         path = self._context.folder / NOTES
         before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
         last = facts.tries[-1].record.trial if facts.tries else 0
@@ -224,8 +229,8 @@ class LlmAgent:
 
 
 def _usable(reply: Reply, champion: str) -> tuple[Answer, str]:
-    if reply.finish == "length":
-        raise MalformedAnswerError("It was cut at the model's limit of tokens: be shorter.")
+    if reply.finish in UNUSABLE:
+        raise MalformedAnswerError(UNUSABLE[reply.finish])
     answer = parse(reply.text)
     return answer, apply(answer, champion)
 

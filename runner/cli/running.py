@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +14,7 @@ import typer
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.cli.session import Session, open_session
 from runner.cli.starting import Wanted
+from runner.cli.steering import CONTEXT_TOKENS, ContextOption, count, shown_by
 from runner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +28,7 @@ class AgentName(StrEnum):
 
     TUNER = "tuner"
     REPLAY = "replay"
+    LLM = "llm"
 
 
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
@@ -46,7 +51,12 @@ def run(
     gpus: GpusOption = None,
     cpu: CpuOption = False,
     agent: Annotated[AgentName, typer.Option(help="Who proposes.")] = AgentName.TUNER,
-    proposals: Annotated[Path | None, typer.Option(metavar="PATH", help="For replay: a JSONL file or a folder of patches.")] = None,
+    proposals: Annotated[Path | None, typer.Option(metavar="PATH", help="For replay: a JSONL file, a folder of patches, or the folder of a run.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="For llm: provider/name, as litellm names it; a local server's is openai/NAME.")] = None,
+    api_base: Annotated[str | None, typer.Option("--api-base", metavar="URL", help="For llm: where a server like OpenAI's answers.")] = None,
+    price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="For llm: dollars per million tokens, where they are not known.")] = None,
+    context: ContextOption = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, metavar="D", help="Ask for no proposal that could exceed D dollars in all.")] = None,
     trials: Annotated[int | None, typer.Option(min=0, metavar="N", help="End after N new trials (baselines not counted).")] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, metavar="H", help="Start no new trial after H hours.")] = None,
     seed: SeedOption = None,
@@ -62,10 +72,12 @@ def run(
     if (proposals is None) is (agent is AgentName.REPLAY):
         message = "--proposals goes with --agent replay, and only with it"
         raise UsageError(message)
+    asked = _Asked(model=model, api_base=api_base, price=price, context=context, priced=max_usd is not None)
+    asked.check(agent)
     wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     with open_session(task, tag, wanted, new=new, as_json=as_json) as session:
-        proposer = _agent(agent, proposals, session)
-        outcome = session.go(proposer, Stops(trials=trials, hours=hours))
+        with _agent(agent, proposals, session, asked) as proposer:
+            outcome = session.go(proposer, Stops(trials=trials, hours=hours, usd=max_usd))
         session.summary(outcome)
 
 
@@ -113,7 +125,68 @@ def _read_source(path: Path) -> str:
         raise UsageError(message) from error
 
 
-def _agent(name: AgentName, proposals: Path | None, session: Session) -> Agent:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """The flags about a model."""
+
+    model: str | None
+    api_base: str | None
+    price: str | None
+    context: int | None
+    priced: bool
+
+    def check(self, agent: AgentName) -> None:
+        """Raises `UsageError` if they do not go with the agent."""
+        given = [flag for flag, value in (("--model", self.model), ("--api-base", self.api_base), ("--price", self.price), ("--context", self.context)) if value]
+        if agent is AgentName.LLM and self.model is None:
+            message = "--agent llm wants --model provider/name, for example anthropic/NAME, or openai/NAME with --api-base for a local server"
+            raise UsageError(message)
+        if agent is not AgentName.LLM and given:
+            message = f"{given[0]} goes with --agent llm, and only with it"
+            raise UsageError(message)
+        self.prices()
+
+    def prices(self) -> tuple[float, float] | None:
+        """Dollars per token, in and out."""
+        if self.price is None:
+            return None
+        try:
+            found = [float(word) / 1e6 for word in self.price.split(",")]
+        except ValueError:
+            found = []
+        if len(found) != 2 or not all(0 <= one < 1 for one in found):
+            message = f"--price {self.price}: two numbers, dollars per million tokens in and out: --price 3,15"
+            raise UsageError(message)
+        return found[0], found[1]
+
+
+@contextmanager
+def _agent(name: AgentName, proposals: Path | None, session: Session, asked: _Asked) -> Iterator[Agent]:
+    if name is AgentName.LLM:
+        with _model(session, asked) as agent:
+            yield agent
+    else:
+        yield _keyless(name, proposals, session)
+
+
+@contextmanager
+def _model(session: Session, asked: _Asked) -> Iterator[Agent]:
+    from runner.agents.litellm_chat import LitellmChat, ModelOptions, Prices
+    from runner.agents.llm import LlmAgent
+
+    header = session.ledger.state.header
+    assert header is not None
+    assert asked.model is not None
+    prices = asked.prices()
+    options = ModelOptions(
+        model=asked.model, api_base=asked.api_base, prices=Prices(prompt=prices[0], completion=prices[1]) if prices else None
+    )
+    with LitellmChat(options) as chat:
+        shown = shown_by(session.folder, session.checkout.root, session.task, header)
+        yield LlmAgent(chat, shown, limit=asked.context or CONTEXT_TOKENS, count=count, priced=asked.priced)
+
+
+def _keyless(name: AgentName, proposals: Path | None, session: Session) -> Agent:
     if name is AgentName.REPLAY:
         from runner.agents.replay import ReplayAgent
 

@@ -37,8 +37,6 @@ def record_json(record: Record) -> dict[str, Any]:
         "tokens": record.tokens,
         "params": record.params,
         "cost_usd": _finite(record.cost_usd),
-        "prompt_tokens": record.prompt_tokens,
-        "completion_tokens": record.completion_tokens,
         "seconds": {phase: _finite(getattr(record.seconds, phase)) for phase in PHASES},
         "audit": _audit(record.audit),
         "risk": record.risk,
@@ -53,6 +51,8 @@ def record_json(record: Record) -> dict[str, Any]:
         "measurements": [_measurement(one) for one in record.measurements],
         "proposed_at": record.proposed_at or None,
         "log_path": record.log_path,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
     }
 
 

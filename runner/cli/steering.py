@@ -1,0 +1,110 @@
+"""`hint` and `prompt`: a hand on the wheel, and a look at what a model is told."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from runner.cli import parts
+from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+
+if TYPE_CHECKING:
+    from runner.agents.llm import Context
+    from runner.task import Task
+
+CONTEXT_TOKENS = 100_000
+"""Of a prompt, unless the model's own limit is known to be lower or is named."""
+CHARACTERS_PER_TOKEN = 3.0
+"""Of code and English no tokenizer that is in use needs more tokens."""
+IDEAS = "ideas.md"
+
+ContextOption = Annotated[int | None, typer.Option("--context", min=1000, metavar="N", help="Tokens that a prompt may have. [default: 100000]")]
+
+
+@app.command()
+def hint(
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the next proposals should take up.")],
+    task: TaskOption = HERE,
+    tag: TagOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell a model what you would like to see tried; it counts from the next proposal on."""
+    from runner.agents.shown import add_hint, hints
+
+    _, folder, _ = parts.look(task, tag)
+    add_hint(folder, text, datetime.now(UTC).isoformat(timespec="seconds"))
+    number = len(hints(folder))
+    if as_json:
+        typer.echo(json.dumps({"tag": folder.name, "hints": number}))
+    else:
+        typer.echo(f"hint {number} of run {folder.name}: the next proposal takes it up")
+
+
+@app.command()
+def prompt(task: TaskOption = HERE, tag: TagOption = None, context: ContextOption = None, as_json: JsonOption = False) -> None:
+    """Print exactly what a model would be sent for the next proposal."""
+    from runner.agents.llm import LlmAgent
+    from runner.coarse import told
+    from runner.verdicts import champion_of
+
+    workspace, folder, state = parts.look(task, tag)
+    header: dict[str, Any] = dict(state.header or {})
+    frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
+    agent = LlmAgent(_Nobody(), shown_by(folder, task, frozen, header), limit=context or CONTEXT_TOKENS, count=count)
+    champion = champion_of(state.records, header["base"])
+    source = workspace.read(champion, frozen.editable).decode(errors="replace")
+    system, request = agent.preview(source, told(state.records))
+    if as_json:
+        typer.echo(json.dumps({"tag": folder.name, "system": system, "user": request, "tokens": count(system) + count(request)}))
+    else:
+        typer.echo(f"--- system\n{system}\n\n--- user\n{request}")
+
+
+def shown_by(folder: Path, checkout: Path, task: Task, header: dict[str, Any]) -> Context:
+    """What the run in `folder` shows a model; brief and ideas are read from the `checkout`, where a person edits them."""
+    from runner.agents import inwords
+    from runner.agents.llm import Context
+    from runner.agents.shown import Place
+
+    place = Place(
+        run=folder,
+        brief=checkout / task.brief,
+        ideas=checkout / IDEAS,
+        editable=task.editable,
+        hardware=f"{_machine(header)}; {inwords.limits(task)}",
+        budget=inwords.budget(task),
+        metric=inwords.metric(task),
+    )
+    return Context(facts=place.facts, source=place.source, folder=folder)
+
+
+def count(text: str) -> int:
+    """Tokens of a text, an upper bound for any model's tokenizer on what prompts are made of."""
+    return int(len(text) / CHARACTERS_PER_TOKEN) + 1
+
+
+def _machine(header: dict[str, Any]) -> str:
+    if not header.get("gpu"):
+        return "CPU"
+    from runner import gpus
+    from runner.errors import GpuError
+
+    try:
+        found = gpus.find(header["gpu"])
+    except GpuError:
+        return f"GPU {header['gpu']}"
+    return f"{found.name}, {found.memory_gb:.0f} GB"
+
+
+class _Nobody:
+    """In a model's place where none is asked."""
+
+    name = "nobody"
+
+    def complete(self, messages: Any, *, seconds: float) -> Any:
+        """Is never called."""
+        raise NotImplementedError
