@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from runner.agents.edits import Edit, RefusedEditError, apply_edits, apply_patch
 from runner.agents.replay import ReplayAgent
+from runner.durable import write_durably
 from runner.errors import UsageError
+from runner.ledger import FORMAT, record_to_json, writing
 from runner.trial import Kind, Proposal, Record, Refusal, Verdict
 from tests.records import record
 
@@ -235,3 +237,34 @@ def test_any_diff_with_context_applies_to_the_file_it_was_made_from(
 def _lines(text: str) -> list[str]:
     pieces = text.split("\n")
     return [*(f"{piece}\n" for piece in pieces[:-1]), *([pieces[-1]] if pieces[-1] else [])]
+
+
+def test_the_folder_of_a_run_gives_what_was_proposed_there_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with writing(folder) as run:
+        run.write("run", format=FORMAT, tag="t")
+        for trial, agent, verdict in ((0, "baseline", Verdict.BASELINE), (1, "llm", Verdict.DISCARD), (2, "llm", Verdict.INVALID), (3, "runner", Verdict.REPEAT), (4, "llm", Verdict.KEEP)):
+            told = record(trial, verdict, agent=agent, idea=f"idea {trial}", why="w", kind="optimizer", reason=f"reason {trial}", commit=None)
+            run.write("judged", trial=trial, record=record_to_json(told))
+            run.write("done", trial=trial)
+    for trial in (1, 4):
+        write_durably(folder / "trials" / f"{trial:04d}" / "train.py", f"DEPTH = {trial}\n".encode())
+    agent = ReplayAgent(folder)
+
+    first = agent.propose("DEPTH = 0\n", [])
+    assert isinstance(first, Proposal)
+    assert (first.idea, first.why, first.kind, first.source, first.token) == ("idea 1", "w", "optimizer", "DEPTH = 1\n", "0")
+    second = agent.propose("DEPTH = 0\n", [record(1, agent="replay", token="0")])
+    assert isinstance(second, Refusal)
+    assert (second.idea, second.reason) == ("idea 2", "reason 2")
+    third = agent.propose("DEPTH = 0\n", [record(2, agent="replay", token="1")])
+    assert isinstance(third, Proposal)
+    assert third.source == "DEPTH = 4\n"
+    assert agent.propose("DEPTH = 0\n", [record(3, agent="replay", token="2")]) is None
+
+
+def test_a_run_in_which_nobody_proposed_anything_is_refused(tmp_path: Path) -> None:
+    with writing(tmp_path / "run") as run:
+        run.write("run", format=FORMAT, tag="t")
+    with pytest.raises(UsageError, match="no agent has proposed anything"):
+        ReplayAgent(tmp_path / "run")

@@ -7,7 +7,8 @@ A JSONL file has one object a line::
      | "edits": [{"search": "...", "replace": "..."}]}
 
 A folder has `*.patch` and `*.diff` (what stands before the diff is idea and rationale) and `*.py` (whole
-files), taken in the order of their names.  All of it is read and checked before the first trial; what does
+files), taken in the order of their names.  The folder of a run has what its agents proposed, as it was proposed, and
+what was refused of it.  All of it is read and checked before the first trial; what does
 not fit the champion when its turn comes is refused, and the next one follows.
 """
 
@@ -22,11 +23,14 @@ from pathlib import Path
 
 from runner.agents.edits import Edit, RefusedEditError, apply_edits, apply_patch
 from runner.constants import set_constants
-from runner.errors import UsageError
+from runner.errors import StateError, UsageError
+from runner.ledger import JOURNAL, read
 from runner.literals import Value
 from runner.trial import Kind, Proposal, Record, Refusal
 
 MAX_BYTES = 64 << 20
+NOBODY = ("baseline", "runner")
+"""Who measures and proposes nothing."""
 _CHANGES = ("source", "constants", "patch", "edits")
 _WORDS = ("idea", "why", "risk", "kind")
 
@@ -48,7 +52,10 @@ class ReplayAgent:
 
     def __init__(self, path: Path) -> None:
         """Read all proposals.  Raises `UsageError` naming file and line."""
-        self._items = _folder(path) if path.is_dir() else _jsonl(path)
+        if (path / JOURNAL).is_file():
+            self._items = _run(path)
+        else:
+            self._items = _folder(path) if path.is_dir() else _jsonl(path)
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
         """The proposal after the last one on record; None when all had their turn."""
@@ -190,11 +197,35 @@ def _name(file: Path) -> str:
     return re.sub(r"[-_]+", " ", re.sub(r"^\d+[-_]", "", file.stem)).strip() or file.name
 
 
+# The folder of a run ---------------------------------------------------------------------------
+
+
+def _run(folder: Path) -> list[_Item]:
+    try:
+        records = read(folder).records
+    except StateError as error:
+        raise UsageError(f"{folder}: {error}") from error
+    found = [_recorded(folder, record) for record in records if record.agent not in NOBODY]
+    if not found:
+        raise UsageError(f"{folder}: no agent has proposed anything in this run")
+    return found
+
+
+def _recorded(folder: Path, record: Record) -> _Item:
+    path = folder / "trials" / f"{record.trial:04d}" / "train.py"
+    change = partial(_whole, _read(path)) if path.is_file() else partial(_refused, record.reason)
+    return _Item(idea=record.idea, why=record.why, risk=record.risk, kind=Kind(record.kind), change=change)
+
+
 # Changing the champion --------------------------------------------------------------------------
 
 
 def _whole(text: str, champion: str) -> str:  # noqa: ARG001 - replaced as a whole
     return text
+
+
+def _refused(reason: str, champion: str) -> str:  # noqa: ARG001 - whatever it is
+    raise RefusedEditError(reason)
 
 
 def _patched(diff: str, champion: str) -> str:
