@@ -197,6 +197,10 @@ def test_on_a_plateau_the_model_looks_back_and_its_notes_are_a_file(tmp_path: Pa
     assert (tmp_path / "notes.md").read_text() == f"## After trial {plateau.REFLECT - 1}\n\nDepth does not help.\n\n"
     assert "Not kind other this time" in chat.asked[1][1].text
 
+    # Once: a proposal that came to no trial does not bring it back.
+    refused = [*history, record(50, Verdict.INVALID)]
+    assert isinstance(agent(tmp_path, FakeChat(GOOD)).propose(CHAMPION, refused), Proposal)
+
 
 def test_the_preview_is_what_is_sent(tmp_path: Path) -> None:
     chat = FakeChat(GOOD)

@@ -39,7 +39,12 @@ def test_a_keep_starts_the_ladder_again_and_measurements_of_the_champion_do_not(
 
 @pytest.mark.parametrize(("number", "reflects"), [(REFLECT - 1, False), (REFLECT, True), (REFLECT + 1, False), (REFLECT + REFLECT_EVERY, True)])
 def test_a_look_back_now_and_then(number: int, *, reflects: bool) -> None:
-    assert advise(tries(number)).reflect is reflects
+    assert advise(tries(number)).look_back == (number + 1 if reflects else None)
+
+
+def test_proposals_that_came_to_no_trial_are_no_tries() -> None:
+    refused = [record(60 + at, Verdict.INVALID) for at in range(20)]
+    assert advise([*tries(2), *refused]).without_keep == 2
 
 
 def test_near_misses_are_named_the_best_first_and_clear_losses_are_not() -> None:

@@ -15,9 +15,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from runner.agents import plateau, prompt
-from runner.agents.answer import GRAMMAR, GRAMMAR_WHOLE, Answer, MalformedAnswerError, apply, parse
+from runner.agents.answer import MalformedAnswerError, parse
 from runner.agents.chat import Chat, ChatError, ErrorKind, Finish, Message, Reply, Role
 from runner.agents.edits import RefusedEditError
+from runner.agents.grammar import GRAMMAR, GRAMMAR_WHOLE, Answer
+from runner.agents.matching import apply
 from runner.agents.prompt import Count, Facts
 from runner.durable import write_durably
 from runner.errors import AgentError
@@ -41,7 +43,7 @@ TRANSCRIPTS, NOTES = "llm", "notes.md"
 NOTES_LIMIT = 8000
 MENDED = (Ending.CRASHED, Ending.OUT_OF_MEMORY, Ending.TIMED_OUT, Ending.INVALID_OUTPUT)
 """Endings that a model can do something about."""
-REFLECT = (
+LOOK_BACK = (
     "Look back at the tries before anything is proposed: what is known by now, what was ruled out, and at most five directions that are worth a "
     "try and were not taken. Answer with plain text of at most 40 lines, for your own notes. No proposal yet."
 )
@@ -102,8 +104,9 @@ class LlmAgent:
         turn = _Turn(str(number) if failed is None else f"{number} {REPAIR}{failed.trial}")
         idea = "(no proposal)" if failed is None else f"repair: {failed.idea}"
         try:
-            if failed is None and plateau.advise(history).reflect:
-                self._reflect(turn, self._facts(champion, history, None))
+            after = plateau.advise(history).look_back if failed is None else None
+            if after is not None:
+                self._look_back(turn, after, self._facts(champion, history, None))
             answer, source = self._answered(turn, self._facts(champion, history, failed))
         except (MalformedAnswerError, RefusedEditError) as error:
             return self._refusal(turn, idea, str(error))
@@ -173,14 +176,15 @@ class LlmAgent:
         system, request = self._prompt(facts)
         return Message(Role.SYSTEM, system), Message(Role.USER, request)
 
-    def _reflect(self, turn: _Turn, facts: Facts) -> None:
-        """Have the model write down what is known; the person can read and edit it."""
-        system, request = self._prompt(facts)
-        reply = self._ask(turn, (Message(Role.SYSTEM, system), Message(Role.USER, f"{request}\n\n{REFLECT}")))
-        path = self._context.folder / NOTES
+    def _look_back(self, turn: _Turn, trial: int, facts: Facts) -> None:
+        """Have the model write down, once after this trial, what is known; the person can read and edit it."""
+        path, title = self._context.folder / NOTES, f"## After trial {trial}\n"
         before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        last = facts.tries[-1].record.trial if facts.tries else 0
-        write_durably(path, f"{before}## After trial {last}\n\n{reply.text.strip()[:NOTES_LIMIT]}\n\n".encode())
+        if title in before:
+            return
+        system, request = self._prompt(facts)
+        reply = self._ask(turn, (Message(Role.SYSTEM, system), Message(Role.USER, f"{request}\n\n{LOOK_BACK}")))
+        write_durably(path, f"{before}{title}\n{reply.text.strip()[:NOTES_LIMIT]}\n\n".encode())
 
     def _ask(self, turn: _Turn, messages: tuple[Message, ...]) -> Reply:
         turn.sent.append(messages)

@@ -21,7 +21,8 @@ NEAR_MISSES = 3
 NEAR = 0.25
 """A near miss is no worse than this part of the gain that was needed."""
 IDEA_WIDTH = 120
-UNJUDGED = (Verdict.BASELINE, Verdict.REPEAT)
+NO_TRIES = (Verdict.BASELINE, Verdict.REPEAT, Verdict.INVALID)
+"""Nothing was tried: measurements of what is known, and proposals that came to no trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,13 @@ class Advice:
     without_keep: int
     """Tries in a row that were not kept."""
     wishes: tuple[str, ...] = ()
-    reflect: bool = False
-    """Look back first, and write down what is known and what could be tried."""
+    look_back: int | None = None
+    """After this trial: look back first, and write down what is known and what could be tried."""
 
 
 def advise(records: Sequence[Record]) -> Advice:
     """For the next proposal after `records`, oldest first."""
-    tries = [record for record in records if record.verdict not in UNJUDGED]
+    tries = [record for record in records if record.verdict not in NO_TRIES]
     kept = [at for at, record in enumerate(tries) if record.verdict is Verdict.KEEP]
     since = tries[kept[-1] + 1 if kept else 0 :]
     number = len(since)
@@ -51,8 +52,8 @@ def advise(records: Sequence[Record]) -> Advice:
         )
     if number >= COMBINE and (pair := _near_misses(since)):
         wishes.append(f"Consider putting near misses together: {'; '.join(f'try {one.trial} ({plain(one.idea, IDEA_WIDTH)})' for one in pair)}.")
-    reflect = number >= REFLECT and (number - REFLECT) % REFLECT_EVERY == 0
-    return Advice(without_keep=number, wishes=tuple(wishes), reflect=reflect)
+    due = number >= REFLECT and (number - REFLECT) % REFLECT_EVERY == 0
+    return Advice(without_keep=number, wishes=tuple(wishes), look_back=since[-1].trial if due else None)
 
 
 def _other_kinds(tries: Sequence[Record], since: Sequence[Record]) -> str:
