@@ -1,0 +1,186 @@
+"""A night in small: a run with a scripted model behind a loopback server, through real litellm, real containers and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docker.conftest import STATE, charge_little
+from tests.docker.test_end_to_end import BETTER, COMMAND
+from tests.modelserver import Behaviour, Handler, ModelServer, answers, model_server, status
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+CANARY = "sk-canary-0123456789abcdef"
+HINT = "please look at the warm-down"
+SEED_LINE = "    torch.manual_seed(SEED)\n    model = build_model(DEVICE)\n"
+
+
+def proposal(idea: str, *edits: str, kind: str = "hyperparameter") -> str:
+    listed = "\n".join(edits)
+    return f"IDEA: {idea}\nWHY: to see what it does\nRISK: none\nKIND: {kind}\nEDITS:\n{listed}\nEND\n"
+
+
+def block(search: str, replace: str) -> str:
+    return f"<<<<<<< SEARCH\n{search}=======\n{replace}>>>>>>> REPLACE"
+
+
+def sets(**constants: Any) -> list[str]:
+    return [f"SET {name} = {value!r}" for name, value in constants.items()]
+
+
+class Night:
+    """The task, the server and what the run recorded."""
+
+    def __init__(self, folder: Path, server: ModelServer) -> None:
+        self.folder, self.server = folder, server
+        subprocess.run([COMMAND, "init", str(folder)], check=True, capture_output=True)
+        (folder / ".autoresearch").mkdir(mode=0o700, exist_ok=True)
+        (folder / ".autoresearch" / "images.json").write_text((STATE / "images.json").read_text())
+        charge_little(folder)
+        self.environment = {**os.environ, "AUTORESEARCH_DATA": str(STATE / "data"), "OPENAI_API_KEY": CANARY}
+
+    def call(self, *arguments: str, code: int = 0) -> str:
+        done = subprocess.run([COMMAND, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stdout + done.stderr
+        assert CANARY not in done.stdout + done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.call("log", "--json").splitlines()]
+
+
+def hints_before(night: Callable[[], Night], then: Behaviour) -> Behaviour:
+    """The person's word comes while the model is asked: the next proposal has it."""
+
+    def behaviour(handler: Handler) -> None:
+        night().call("hint", HINT)
+        then(handler)
+
+    return behaviour
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with model_server() as server:
+        made = Night(tmp_path_factory.mktemp("night") / "task", server)
+        worse = proposal("a far too low rate", *sets(UNEMBEDDING_LR=0.0003))
+        crash = proposal("say hello", block(SEED_LINE, f"    say_hello()\n{SEED_LINE}"), kind="systems")
+        mended = proposal("say hello, mended", block("    say_hello()\n", "    print('hello')\n"), kind="systems")
+        other = proposal("a name that is not there", block(SEED_LINE, f"    not_there()\n{SEED_LINE}"), kind="init")
+        still = proposal("still not there", block("    not_there()\n", "    not_there_either()\n"), kind="init")
+        malformed = proposal("cut", *sets(WARMDOWN=0.6)).removesuffix("END\n")
+        whole = proposal("a longer warm-down", *sets(WARMDOWN=0.6), kind="schedule")
+        ambiguous = proposal("every one of them", block("\n", "\n\n"))
+        forbidden = proposal("bring a text", block(SEED_LINE, f"    notes = {'text ' * 2000!r}\n{SEED_LINE}"))
+        server.script = [
+            answers(proposal("rates that suit the length", *sets(**BETTER))),  # 3: kept
+            answers(worse),  # 4: discarded
+            answers(crash),  # 5: crashes
+            answers(mended),  # 6: its repair
+            answers(other),  # 7: crashes
+            answers(still),  # 8: its repair, which crashes, and that is it
+            answers(malformed), answers(whole),  # 9: mended in the second turn
+            answers(ambiguous), answers(ambiguous),  # 10: invalid
+            answers(worse),  # 11: a duplicate
+            answers(forbidden),  # 12: refused by the gates
+            status(429, "slow down", Retry_After="1"), hints_before(lambda: made, answers(proposal("a higher momentum", *sets(MOMENTUM=0.92)))),  # 13
+            answers(proposal("a shorter warm-down", *sets(WARMDOWN=0.4), kind="schedule")),  # 14: with the hint
+        ]  # fmt: skip
+        model = ("--agent", "llm", "--model", "openai/scripted", "--api-base", server.url, "--price", "1,2", "--max-usd", "1")
+        made.call("run", "--cpu", "--preset", "tiny", *model, "--trials", "12")
+        yield made
+
+
+def test_everything_that_can_happen_to_a_proposal_is_in_the_log(night: Night) -> None:
+    found = {one["trial"]: one for one in night.log() if one["agent"] == "llm"}
+
+    verdicts = {trial: (one["verdict"], one["ending"]) for trial, one in sorted(found.items())}
+    assert len(found) == 12, verdicts
+    three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen = (found[trial] for trial in sorted(found))
+    assert three["verdict"] == "keep", three
+    assert four["verdict"] == "discard"
+    assert (five["verdict"], five["ending"]) == ("crash", "crashed")
+    assert (six["idea"], six["ending"]) == ("say hello, mended", "finished")
+    assert (seven["ending"], eight["ending"]) == ("crashed", "crashed")
+    assert (nine["idea"], nine["ending"]) == ("a longer warm-down", "finished")
+    assert (ten["verdict"], ten["commit"]) == ("invalid", None)
+    assert "times" in ten["reason"] or "blank" in ten["reason"], ten["reason"]
+    assert (eleven["verdict"], str(four["trial"]) in eleven["reason"]) == ("invalid", True)
+    assert twelve["verdict"] == "invalid"
+    assert thirteen["ending"] == "finished"
+    assert fourteen["ending"] == "finished"
+    assert night.server.script == []
+
+
+def test_what_it_cost_is_on_record(night: Night) -> None:
+    found = [one for one in night.log() if one["agent"] == "llm"]
+
+    assert all(one["cost_usd"] == pytest.approx((one["prompt_tokens"] * 1 + one["completion_tokens"] * 2) / 1e6) for one in found)
+    assert all(one["prompt_tokens"] > 0 for one in found)
+
+
+def test_what_the_model_was_told(night: Night) -> None:
+    requests = [request.texts for request in night.server.requests]
+    by_idea = {json.loads(path.read_text())["token"]: json.loads(path.read_text()) for path in sorted((night.folder / ".autoresearch").glob("*/llm/*.json"))}
+
+    assert len(by_idea) == 12
+    assert "None yet: yours is the first." in requests[0][1]
+    assert "rates that suit the length" in requests[1][1]
+    repair = requests[3][1]
+    assert "did not work" in repair
+    assert "> NameError: name 'say_hello' is not defined" in repair
+    assert "    say_hello()\n" in repair
+    assert not any(HINT in texts[1] for texts in requests[:-1])
+    assert HINT in requests[-1][1]
+    # Three tries without a keep: another kind is asked for.
+    assert any("this time" in texts[1] for texts in requests)
+    assert "Not kind" not in requests[1][1]
+
+
+def test_show_and_prompt_tell_the_rest(night: Night) -> None:
+    shown = night.call("show", "5")
+    assert "say hello" in shown
+    assert "+    say_hello()" in shown
+    told = night.call("prompt")
+    assert HINT in told
+    assert "a shorter warm-down" in told
+
+
+def test_a_night_is_reproduced_without_the_model(night: Night) -> None:
+    (folder,) = [path.parent for path in (night.folder / ".autoresearch").glob("*/llm")]
+    before = [one for one in night.log() if one["agent"] == "llm"][:2]
+
+    out = night.call("run", "--new", "--tag", "again", "--cpu", "--preset", "tiny", "--agent", "replay", "--proposals", str(folder), "--trials", "2", "--json")
+
+    after = [one for one in map(json.loads, out.splitlines()) if one["agent"] == "replay"]
+    assert [(one["idea"], one["verdict"]) for one in after] == [(one["idea"], one["verdict"]) for one in before]
+    assert [one["val_bpb"] for one in after[:1]] == [pytest.approx(before[0]["val_bpb"], abs=0.05)]
+
+
+def test_the_key_is_nowhere(night: Night) -> None:
+    assert night.server.requests[0].key == CANARY
+    for path in night.folder.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes(), path
+    done = subprocess.run(["git", "log", "--all", "--format=%B%N"], cwd=night.folder, capture_output=True, text=True, check=True)
+    assert CANARY not in done.stdout
+
+
+def test_without_the_extra_a_sentence_says_what_to_do(night: Night, tmp_path: Path) -> None:
+    (tmp_path / "litellm.py").write_text("raise ImportError('no')\n")
+    environment = night.environment | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [COMMAND, "run", "--agent", "llm", "--model", "openai/x", "--trials", "1", "--tag", "again"],
+        cwd=night.folder, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert "llm" in done.stderr
+    assert "Traceback" not in done.stderr
