@@ -268,7 +268,7 @@ try:
 except OSError:
     root = "read-only"
 seen = {"uid": os.getuid(), "capabilities": capabilities(), "root": root,
-        "interfaces": sorted(os.listdir("/sys/class/net")),
+        "interfaces": sorted(line.split(":")[0].strip() for line in open("/proc/net/dev") if ":" in line),
         "environment": [f"{name}={value}" for name, value in os.environ.items()]}
 if os.path.exists("/in/secrets.json"):
     seen["secret_mode"] = oct(os.stat("/in/secrets.json").st_mode & 0o777)
