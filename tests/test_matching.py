@@ -216,7 +216,10 @@ def test_a_whole_file_has_the_endings_of_the_old_one() -> None:
 def test_nothing_changes_outside_of_the_edited_lines(data: st.DataObject) -> None:
     """Edits of parts that do not touch, in any order, against a file that is put together by hand."""
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=8))
-    pieces, edits, want, number = [], [], [], 0
+    pieces: list[str] = []
+    want: list[str] = []
+    edits: list[Edit] = []
+    number = 0
     for size in sizes:
         old = [f"{'    ' * (n % 3)}line {n}  # with a comment" for n in range(number, number + size)]
         number += size
@@ -311,9 +314,10 @@ def untouched(block: Block, rng: random.Random) -> bool:
 
 
 def spaces_at_the_ends(block: Block, rng: random.Random) -> bool:
+    before = list(block.search)
     for part in (block.search, block.replace):
         part[:] = [line + " " * rng.randint(0, 3) for line in part]
-    return True
+    return block.search != before
 
 
 def all_outdented(block: Block, rng: random.Random) -> bool:
@@ -534,7 +538,7 @@ def table(applier: Applier) -> dict[str, Counter[str]]:
     rng = random.Random(20)
     counts = {mutation.__name__: tally(applier, mutation, rng) for mutation in (*HARMLESS, *HARMFUL)}
     print(f"\n{applier.__name__:<26}{'right':>9}{'rejected':>9}{'wrong':>9}")
-    for name, count in {**counts, "all": sum(counts.values(), Counter())}.items():
+    for name, count in {**counts, "all": sum(counts.values(), Counter[str]())}.items():
         print(f"{name:<26}" + "".join(f"{count[column]:>9}" for column in ("right", "rejected", "wrong")))
     return counts
 

@@ -8,7 +8,7 @@ is fuzzy, so text that is not in the file changes nothing; likeness only chooses
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -139,7 +139,8 @@ def _replace(edit: Replace, lines: list[str], work: list[_Line]) -> _Change:
         raise RefusedEditError(
             "SEARCH is empty. To insert, put the lines beside the place into SEARCH and again into REPLACE."
         )
-    key, places = str, _exactly(lines, search)
+    key: Callable[[str], str] = str
+    places = _exactly(lines, search)
     if not places:
         key, search, new = _bare, list(map(_bare, search)), list(map(_bare, new))
         places = _but_for_spaces(list(map(_bare, lines)), search)
@@ -225,21 +226,21 @@ def _refuse_doubled(change: _Change, lines: list[str]) -> None:
         return
     if not any(after):
         text = [*change.new, *after]
-        _refuse_if_equal([(text[-n:], lines[change.end : change.end + n]) for n in range(1, len(text) + 1)], "after")
+        most = min(len(text), len(lines) - change.end)
+        _refuse_equal(((text[-n:], lines[change.end : change.end + n]) for n in range(1, most + 1)), "after")
     if not any(before):
         text = [*before, *change.new]
-        _refuse_if_equal(
-            [(text[:n], lines[max(0, change.start - n) : change.start]) for n in range(1, len(text) + 1)], "before"
-        )
+        most = min(len(text), change.start)
+        _refuse_equal(((text[:n], lines[change.start - n : change.start]) for n in range(1, most + 1)), "before")
 
 
-def _refuse_if_equal(pairs: list[tuple[list[str], list[str]]], where: str) -> None:
+def _refuse_equal(pairs: Iterable[tuple[list[str], list[str]]], where: str) -> None:
     for text, beside in pairs:
-        filled = [line for line in text if line.strip()]
+        filled = next(filter(str.strip, text), None)
         if text == beside and filled:
             raise RefusedEditError(
-                f"{quote(filled[0].strip())} stands right {where} the lines of SEARCH and is in REPLACE too, so it "
-                "would stand there twice. Put it into SEARCH as well."
+                f"{quote(filled.strip())} stands right {where} the lines of SEARCH and is in REPLACE too, so it would "
+                "stand there twice. Put it into SEARCH as well."
             )
 
 
