@@ -113,7 +113,7 @@ def test_a_block_is_taken_letter_by_letter() -> None:
 
 
 def test_values_of_constants() -> None:
-    spelled = {
+    spelled: dict[str, Value] = {
         "1": 1, "-0.5": -0.5, "2**19": 2**19, "True": True, "'SSL'": "SSL", "(0.8, 0.95)": (0.8, 0.95), "1e-5 # low": 1e-5,
     }  # fmt: skip
     edits = "".join(f"SET A = {text}\n" for text in spelled)

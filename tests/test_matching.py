@@ -89,7 +89,7 @@ def test_a_block_that_stands_there_once(search: str, replace: str, old: str, new
         ("y = x + 1\n", "y = 1\n", "SEARCH was found 2 times, at lines 9 and 16."),
         ("DEPTH = 4\n", "DEPTH = 5\n", "Line 3 of the file is `DEPTH = 4  # blocks`, where SEARCH has `DEPTH = 4`."),
         ("    print(Y)\n", "    print(x)\n", "Line 10 of the file is `    print(y)`, where SEARCH has `    print(Y)`."),
-        ("    y = x + 1\n    return y\n", "    return 1\n", "SEARCH was not found. Line 10 of the file is `    print(y)`"),
+        ("    y = x + 1\n    return y\n", "    return 1\n", "SEARCH was not found. Line 17 of the file is `    z = 3  # trailing`"),
         ("def first(x):\n  y = x + 1\n", "", "Line 9 of the file is `    y = x + 1`, where SEARCH has `  y = x + 1`."),
         ("qqq\nwww\n", "x\n", "Nothing in the file is like it."),
         ("        print(y)\n", "    print(x)\n", "SEARCH is not indented as the file is, and REPLACE is neither as SEARCH: `    print(x)`."),
@@ -113,6 +113,11 @@ def test_the_nearest_lines_are_shown_whole_and_not_too_many() -> None:
     )
     long = "".join(f"{'x' * 900} = {n}\n" for n in range(500))
     assert len(refusal(Replace(long.replace("= 250", "= 0250"), ""), source=long)) < 4000
+
+
+def test_a_line_without_its_comment_is_shown_with_it() -> None:
+    told = refusal(Replace("MATRIX_LR = 0.04\n", "MATRIX_LR = 0.05\n"), source=TRAIN)
+    assert "is `MATRIX_LR = 0.04  # Muon: the matrices of the blocks`, where SEARCH has `MATRIX_LR = 0.04`." in told
 
 
 def test_an_exact_place_is_preferred_to_one_that_is_indented_otherwise() -> None:
@@ -216,7 +221,10 @@ def test_a_whole_file_has_the_endings_of_the_old_one() -> None:
 def test_nothing_changes_outside_of_the_edited_lines(data: st.DataObject) -> None:
     """Edits of parts that do not touch, in any order, against a file that is put together by hand."""
     sizes = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=8))
-    pieces, edits, want, number = [], [], [], 0
+    pieces: list[str] = []
+    want: list[str] = []
+    edits: list[Edit] = []
+    number = 0
     for size in sizes:
         old = [f"{'    ' * (n % 3)}line {n}  # with a comment" for n in range(number, number + size)]
         number += size
@@ -311,9 +319,10 @@ def untouched(block: Block, rng: random.Random) -> bool:
 
 
 def spaces_at_the_ends(block: Block, rng: random.Random) -> bool:
+    before = list(block.search)
     for part in (block.search, block.replace):
         part[:] = [line + " " * rng.randint(0, 3) for line in part]
-    return True
+    return block.search != before
 
 
 def all_outdented(block: Block, rng: random.Random) -> bool:
@@ -534,7 +543,7 @@ def table(applier: Applier) -> dict[str, Counter[str]]:
     rng = random.Random(20)
     counts = {mutation.__name__: tally(applier, mutation, rng) for mutation in (*HARMLESS, *HARMFUL)}
     print(f"\n{applier.__name__:<26}{'right':>9}{'rejected':>9}{'wrong':>9}")
-    for name, count in {**counts, "all": sum(counts.values(), Counter())}.items():
+    for name, count in {**counts, "all": sum(counts.values(), Counter[str]())}.items():
         print(f"{name:<26}" + "".join(f"{count[column]:>9}" for column in ("right", "rejected", "wrong")))
     return counts
 

@@ -3,18 +3,18 @@
 Every edit is looked for in the file as the model was shown it, and in nothing that another edit put there.  Its lines
 must stand there once: letter by letter, or but for spaces at the ends of lines, or but for one and the same
 indentation of all of them.  Whole lines alone: a line that is quoted in part may go on in a way that matters.  No step
-is fuzzy, so text that is not in the file changes nothing; likeness only chooses what a message shows.
+is fuzzy, so text that is not in the file changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 from runner.agents.answer import quote
 from runner.agents.edits import RefusedEditError
 from runner.agents.grammar import Answer, Edit, Replace, Set
+from runner.agents.nearest import nearest
 from runner.constants import set_constants
 from runner.errors import UsageError
 
@@ -139,7 +139,8 @@ def _replace(edit: Replace, lines: list[str], work: list[_Line]) -> _Change:
         raise RefusedEditError(
             "SEARCH is empty. To insert, put the lines beside the place into SEARCH and again into REPLACE."
         )
-    key, places = str, _exactly(lines, search)
+    key: Callable[[str], str] = str
+    places = _exactly(lines, search)
     if not places:
         key, search, new = _bare, list(map(_bare, search)), list(map(_bare, new))
         places = _but_for_spaces(list(map(_bare, lines)), search)
@@ -225,29 +226,25 @@ def _refuse_doubled(change: _Change, lines: list[str]) -> None:
         return
     if not any(after):
         text = [*change.new, *after]
-        _refuse_if_equal([(text[-n:], lines[change.end : change.end + n]) for n in range(1, len(text) + 1)], "after")
+        most = min(len(text), len(lines) - change.end)
+        _refuse_equal(((text[-n:], lines[change.end : change.end + n]) for n in range(1, most + 1)), "after")
     if not any(before):
         text = [*before, *change.new]
-        _refuse_if_equal(
-            [(text[:n], lines[max(0, change.start - n) : change.start]) for n in range(1, len(text) + 1)], "before"
-        )
+        most = min(len(text), change.start)
+        _refuse_equal(((text[:n], lines[change.start - n : change.start]) for n in range(1, most + 1)), "before")
 
 
-def _refuse_if_equal(pairs: list[tuple[list[str], list[str]]], where: str) -> None:
+def _refuse_equal(pairs: Iterable[tuple[list[str], list[str]]], where: str) -> None:
     for text, beside in pairs:
-        filled = [line for line in text if line.strip()]
+        filled = next(filter(str.strip, text), None)
         if text == beside and filled:
             raise RefusedEditError(
-                f"{quote(filled[0].strip())} stands right {where} the lines of SEARCH and is in REPLACE too, so it "
-                "would stand there twice. Put it into SEARCH as well."
+                f"{quote(filled.strip())} stands right {where} the lines of SEARCH and is in REPLACE too, so it would "
+                "stand there twice. Put it into SEARCH as well."
             )
 
 
 # Messages ---------------------------------------------------------------------------------------
-
-_MOST_LINES = 10
-_LIKE = 0.5
-
 
 def _ambiguous(places: list[int]) -> str:
     numbers = [str(at + 1) for at in places[:6]] + ([f"{len(places) - 6} more"] if len(places) > 6 else [])
@@ -274,38 +271,4 @@ def _absent(search: list[str], lines: list[str], work: list[_Line]) -> str:
                     f"SEARCH is not in the file as you were shown it, only in what edit {edits[0]} makes of it. "
                     f"Write this change into edit {edits[0]}."
                 )
-    return f"SEARCH was not found. {_nearest(search, lines)}"
-
-
-def _nearest(search: list[str], lines: list[str]) -> str:
-    """What the file has that is most like it, to be shown and never to be applied to."""
-    size = min(len(search), len(lines))
-    ratios = [_ratios(wanted, lines) for wanted in search[:_MOST_LINES]]
-    scores = [
-        sum(row[at + n] for n, row in enumerate(ratios[:size])) / len(ratios[:size])
-        for at in range(len(lines) - size + 1)
-    ]
-    best = max(range(len(scores)), key=scores.__getitem__)
-    if scores[best] < _LIKE:
-        return "Nothing in the file is like it. Copy whole lines of the file as you were shown it."
-    pairs = enumerate(zip(search, lines[best:], strict=False), best)
-    differs, (wanted, line) = next(
-        (pair for pair in pairs if pair[1][0] != _bare(pair[1][1])), (best, (search[0], lines[best]))
-    )
-    first = max(best, differs - _MOST_LINES // 2)
-    shown = [text if len(text) <= 200 else text[:200] + " [...]" for text in lines[first : best + size]]
-    return (
-        f"Line {differs + 1} of the file is {quote(line)}, where SEARCH has {quote(wanted)}. "
-        "SEARCH takes whole lines, letter by letter, comments included. "
-        f"The file has, from line {first + 1}:\n" + "\n".join(shown[:_MOST_LINES])
-    )
-
-
-def _ratios(wanted: str, lines: list[str]) -> list[float]:
-    matcher = SequenceMatcher(autojunk=False)
-    matcher.set_seq2(wanted.strip()[:100])
-    ratios = []
-    for line in lines:
-        matcher.set_seq1(line.strip()[:100])
-        ratios.append(matcher.quick_ratio())
-    return ratios
+    return f"SEARCH was not found. {nearest(search, lines)}"
