@@ -75,7 +75,8 @@ def add_hint(run: Path, text: str, at: str) -> None:
     if len(text) > HINT_LIMIT:
         message = f"a hint has at most {HINT_LIMIT} characters; what is longer belongs into the brief"
         raise UsageError(message)
-    append_durably(run / HINTS, (json.dumps({"at": at, "text": text.strip()}) + "\n").encode())
+    # On a line of its own, whatever a full disk left of the one before.
+    append_durably(run / HINTS, f"\n{json.dumps({'at': at, 'text': text.strip()})}\n".encode())
 
 
 def hints(run: Path) -> list[str]:
