@@ -91,6 +91,43 @@ def test_makes_it_once_then_follows_the_lock(
     assert "up to date" not in capsys.readouterr().out
 
 
+@pytest.mark.timeout(180)
+def test_an_extra_is_installed_when_asked_for_and_stays(
+    project: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lock = project / "requirements-llm.lock"
+    lock.write_text(make_wheel(tmp_path, "extra", ""))
+    assert setup(project) == 0
+    assert not imports(project, "extra")
+
+    assert venv.main(["--root", str(project), "--extra", "llm"]) == 0
+    assert imports(project, "extra")
+    assert "requirements-dev.lock" not in capsys.readouterr().out.split("setup: .venv is ready", 1)[1]
+
+    # Without the flag it is kept, and follows its lock.
+    assert setup(project) == 0
+    assert capsys.readouterr().out.startswith("setup: .venv is up to date")
+    lock.write_text(lock.read_text() + make_wheel(tmp_path, "further", ""))
+    assert setup(project) == 0
+    assert imports(project, "further")
+
+
+def test_all_locks_of_the_host_agree() -> None:
+    """An extra is installed on top of the others without looking at them."""
+    pins: dict[str, set[str]] = {}
+    for lock in ROOT.glob("requirements*.lock"):
+        for line in lock.read_text().splitlines():
+            if "==" in line and not line.startswith(" "):
+                requirement = line.removesuffix("\\").strip()
+                pins.setdefault(requirement.split("==")[0], set()).add(f"{lock.name}: {requirement}")
+    for found in pins.values():
+        by_lock: dict[str, set[str]] = {}
+        for entry in found:
+            name, requirement = entry.split(": ", 1)
+            by_lock.setdefault(name, set()).add(requirement)
+        assert len({frozenset(requirements) for requirements in by_lock.values()}) == 1, by_lock
+
+
 def test_a_damaged_stamp_means_not_complete(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").touch()

@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,13 +30,16 @@ from runner.setup.steps import CommandError, Heartbeat, Stopwatch, apt_install, 
 
 ROOT = Path(__file__).resolve().parents[2]
 STAMP = "autoresearch-setup.json"
+EXTRAS = {"llm": "requirements-llm.lock"}
+"""What not everybody pays for.  All locks agree on versions (images/lock.py), so these are installed on top."""
 
 
-def stamp_of(root: Path, lock: Path) -> dict[str, str]:
+def stamp_of(root: Path, lock: Path, extras: Iterable[str] = ()) -> dict[str, str]:
     """What an environment depends on; it is made anew when one of these changes."""
     return {
         "python": sysconfig.get_python_version() + " " + sys.version.split()[0],
         "lock": hashlib.sha256(lock.read_bytes()).hexdigest(),
+        **{extra: hashlib.sha256((root / EXTRAS[extra]).read_bytes()).hexdigest() for extra in sorted(extras)},
         "project": hashlib.sha256((root / "pyproject.toml").read_bytes()).hexdigest(),
         "root": str(root),
     }
@@ -96,9 +99,9 @@ def provide_venv(means: Means) -> str | None:
     return f"{lacks}, also after installing {package}" if means.missing() else None
 
 
-def make(venv: Path, lock: Path, root: Path) -> None:
+def make(venv: Path, lock: Path, root: Path, extras: Iterable[str] = ()) -> None:
     """Make or mend the environment.  Raises `CommandError`."""
-    wanted = stamp_of(root, lock)
+    wanted = stamp_of(root, lock, extras)
     found = read_stamp(venv)
     python = str(venv / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--no-deps", "--disable-pip-version-check"]
@@ -111,22 +114,24 @@ def make(venv: Path, lock: Path, root: Path) -> None:
                 shutil.rmtree(venv)
         run([sys.executable, "-m", "venv", str(venv)], what="making .venv")
         say(f"setup: made {venv} with Python {sys.version.split()[0]} ({watch})")
-    if found.get("lock") != wanted["lock"] or found.get("python") != wanted["python"]:
+    for part, listed in {"lock": lock, **{extra: root / EXTRAS[extra] for extra in extras}}.items():
+        if found.get(part) == wanted[part] and found.get("python") == wanted["python"]:
+            continue
         watch = Stopwatch()
         run(
-            [*pip, "--require-hashes", "--only-binary=:all:", "--progress-bar=off", f"--requirement={lock}"],
+            [*pip, "--require-hashes", "--only-binary=:all:", "--progress-bar=off", f"--requirement={listed}"],
             what="installing packages",
         )
-        say(f"setup: installed what {lock.name} lists ({watch})")
+        say(f"setup: installed what {listed.name} lists ({watch})")
     watch = Stopwatch()
     run(
         [*pip, "--no-build-isolation", "--no-index", "--editable", str(root)],
         what="installing autoresearch itself",
     )
     say(f"setup: installed autoresearch from {root} ({watch})")
-    part = venv / (STAMP + ".part")
-    part.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
-    part.replace(venv / STAMP)
+    unfinished = venv / (STAMP + ".part")
+    unfinished.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(venv / STAMP)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,12 +140,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=ROOT, help="the project (default: where this file is)")
     parser.add_argument("--venv", type=Path, help="the environment (default: ROOT/.venv)")
     parser.add_argument("--lock", type=Path, help="what to install (default: ROOT/requirements-dev.lock)")
+    parser.add_argument("--extra", choices=EXTRAS, action="append", default=[], help="install this as well")
     options = parser.parse_args(arguments)
     root = options.root.resolve()
     venv = options.venv or root / ".venv"
     lock = options.lock or root / "requirements-dev.lock"
     watch = Stopwatch()
-    if read_stamp(venv) == stamp_of(root, lock):
+    found = read_stamp(venv)
+    # What was asked for once stays, and follows its lock.
+    extras = [extra for extra in EXTRAS if extra in options.extra or extra in found]
+    if found == stamp_of(root, lock, extras):
         say(f"setup: .venv is up to date ({watch})")
         return 0
     try:
@@ -148,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         if problem:
             say(f"setup: {problem}")
             return 1
-        make(venv, lock, root)
+        make(venv, lock, root, extras)
     except CommandError as error:
         say(f"{error.tail}\nsetup: {error}")
         return 1
