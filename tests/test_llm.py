@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runner.agents.chat import ChatError, ErrorKind, Finish, Message, Reply, Role, Usage
 
 from runner.agents import plateau
+from runner.agents.chat import ChatError, ErrorKind, Finish, Message, Reply, Role, Usage
 from runner.agents.llm import FAILURES_IN_A_ROW, REPAIR, WHOLE_AFTER, Context, LlmAgent
 from runner.agents.prompt import Facts, Try
 from runner.errors import AgentError
