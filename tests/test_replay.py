@@ -243,8 +243,8 @@ def test_the_folder_of_a_run_gives_what_was_proposed_there_as_it_was(tmp_path: P
     folder = tmp_path / "run"
     with writing(folder) as run:
         run.write("run", format=FORMAT, tag="t")
-        for trial, agent, verdict in ((0, "baseline", Verdict.BASELINE), (1, "llm", Verdict.DISCARD), (2, "llm", Verdict.INVALID), (3, "runner", Verdict.REPEAT), (4, "llm", Verdict.KEEP)):
-            told = record(trial, verdict, agent=agent, idea=f"idea {trial}", why="w", kind="optimizer", reason=f"reason {trial}", commit=None)
+        for trial, who, verdict in ((0, "baseline", Verdict.BASELINE), (1, "llm", Verdict.DISCARD), (2, "llm", Verdict.INVALID), (3, "runner", Verdict.REPEAT), (4, "llm", Verdict.KEEP)):
+            told = record(trial, verdict, agent=who, idea=f"idea {trial}", why="w", kind="optimizer", reason=f"reason {trial}", commit=None)
             run.write("judged", trial=trial, record=record_to_json(told))
             run.write("done", trial=trial)
     for trial in (1, 4):

@@ -85,7 +85,7 @@ def build(facts: Facts, *, grammar: str, limit: int, count: Count) -> tuple[str,
 
     `grammar` explains the answer's form.  Raises `TooLongError`.
     """
-    system = _system(facts, grammar)
+    system, size = _system(facts, grammar), 0
     for shown in _ladder(facts):
         request = "\n\n".join(_sections(facts, shown))
         size = count(system) + count(request)
@@ -176,7 +176,7 @@ def _table(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:
         if not shown.rows and record.verdict is not Verdict.KEEP:
             left[(record.kind, _word(record))] += 1
             continue
-        on = by_commit.get(record.parent, "base")
+        on = by_commit.get(record.parent or "", "base")
         gain = "-" if record.gain is None else f"{record.gain:+.4f}"
         steps, memory = record.steps if record.steps is not None else "-", "-" if record.memory_gb is None else f"{record.memory_gb:.1f}"
         yield f"{record.trial} | {on} | {gain} | {_word(record)} | {record.kind} | {plain(record.idea, LINE_WIDTH)} | {steps} | {memory}"
