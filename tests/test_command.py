@@ -27,7 +27,10 @@ from runner.agents.handback import NotHandedBackError
 from runner.agents.prompt import Facts, Try
 from runner.cli.commanding import Commanded
 from runner.errors import AgentError, UsageError
+from runner.loop import Stops
 from runner.trial import Proposal, Record, Refusal, Spent, Verdict
+from tests.conftest import run_git
+from tests.test_loop import Bench
 
 CHAMPION = "DEPTH = 2\nWIDTH = 64\n\n\ndef main() -> None:\n    print(DEPTH)\n"
 DEEPER = CHAMPION.replace("DEPTH = 2", "DEPTH = 3")
@@ -264,6 +267,28 @@ def test_without_an_idea_the_change_is_summarised(tmp_path: Path) -> None:
 )
 def test_what_cannot_be_used_is_refused_with_the_reason(tmp_path: Path, script: str, why: str) -> None:
     assert refused(tmp_path, script).startswith(why)
+
+
+def test_its_proposals_are_judged_and_recorded_like_anybodys(repository: Path) -> None:
+    bench = Bench(repository)
+    script = (
+        "case $(grep -c ' | other | ' history.md) in "
+        "0) echo 'SCORE = 1.5' > train.py; printf 'halve it\\nIt helps.' > idea.md;; "
+        "1) ;; "
+        "2) grep -q 'train.py is unchanged' history.md && echo 'SCORE = 1.9' > train.py;; "
+        "esac"
+    )
+    proposer = agent(bench.folder, script)
+
+    bench.run(proposer, Stops(trials=3))
+
+    tried = [(one.token, one.verdict, one.idea, one.why) for one in bench.records if one.agent == "command"]
+    assert tried == [
+        ("0", Verdict.KEEP, "halve it", "It helps."),
+        ("1", Verdict.INVALID, "(no proposal)", ""),
+        ("2", Verdict.DISCARD, "changed 1 line: SCORE = 1.9", ""),
+    ]
+    assert run_git(repository, "log", "-1", "--format=%s", "autoresearch/t").endswith("halve it")
 
 
 def test_an_idea_of_a_refused_proposal_is_recorded_with_its_cost(tmp_path: Path) -> None:
