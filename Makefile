@@ -7,7 +7,7 @@ AUTORESEARCH := .venv/bin/autoresearch
 PYTEST := .venv/bin/python -m pytest
 STATE := .autoresearch
 
-.PHONY: help setup setup-llm engine engine-stop images images-cuda prepare run test test-all test-docker test-engines check lock clean
+.PHONY: help setup setup-llm bubblewrap engine engine-stop images images-cuda prepare run test test-all test-docker test-engines check lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -17,6 +17,9 @@ setup:  ## the environment .venv, from hash-locked requirements (PYTHON=python3.
 
 setup-llm:  ## the same, and litellm with what it needs (the agent `llm`, and the tests)
 	@$(PYTHON) -m runner.setup.venv --extra llm
+
+bubblewrap:  ## what other people's agents run in (root on Debian or Ubuntu installs it)
+	@$(PYTHON) -m runner.setup.bubblewrap
 
 engine:  ## a container engine: the one that answers, else (root, Debian or Ubuntu) docker.io
 	@$(PYTHON) -m runner.setup.engine start --folder $(STATE)/engine
@@ -37,13 +40,13 @@ prepare: images  ## the text, tokens and tokenizer of preset smoke
 run: prepare  ## a real search: four trials on the CPU
 	@$(AUTORESEARCH) run --cpu --preset smoke --trials 4 --seed 61
 
-test: setup-llm images check  ## all checks and all tests that need no GPU and are not slow
+test: setup-llm images bubblewrap check  ## all checks and all tests that need no GPU and are not slow
 	@$(PYTEST) -m "not gpu and not slow and not engines"
 
 test-docker: setup-llm images  ## the tests with real containers
 	@$(PYTEST) -m "docker and not gpu"
 
-test-all: setup-llm images images-cuda check  ## everything, slow tests and the cuda image included
+test-all: setup-llm images images-cuda bubblewrap check  ## everything, slow tests and the cuda image included
 	@$(PYTEST) -m "not engines"
 
 test-engines: images  ## engines of other kinds, started here: hold all that a trial is promised, or are refused (root; installs packages)

@@ -11,7 +11,8 @@ import pytest
 
 from runner.agents import plateau
 from runner.agents.chat import ChatError, ErrorKind, Finish, Message, Reply, Role, Usage
-from runner.agents.llm import FAILURES_IN_A_ROW, REPAIR, WHOLE_AFTER, Context, LlmAgent
+from runner.agents.failures import FAILURES_IN_A_ROW
+from runner.agents.llm import REPAIR, WHOLE_AFTER, Context, LlmAgent
 from runner.agents.prompt import Facts, Try
 from runner.errors import AgentError
 from runner.trial import Ending, Proposal, Record, Refusal, Verdict

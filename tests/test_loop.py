@@ -13,6 +13,7 @@ import pytest
 from runner import ledger
 from runner.errors import BaselineError, EngineError, GpuError, StateError, UsageError
 from runner.loop import Loop, Outcome, Stops
+from runner.protocols import Agent
 from runner.run import Run
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
@@ -55,12 +56,12 @@ class Bench:
             constants={},
         )
 
-    def run(self, agent: ScriptedAgent, stops: Stops | None = None, clock: Callable[[], float] | None = None) -> Outcome:
+    def run(self, agent: Agent, stops: Stops | None = None, clock: Callable[[], float] | None = None) -> Outcome:
         with self.loop(agent, clock) as loop:
             return loop.run(stops or Stops())
 
     @contextmanager
-    def loop(self, agent: ScriptedAgent, clock: Callable[[], float] | None = None) -> Iterator[Loop]:
+    def loop(self, agent: Agent, clock: Callable[[], float] | None = None) -> Iterator[Loop]:
         with ledger.writing(self.folder) as run:
             if run.state.header is None:
                 base = self.workspace.head()

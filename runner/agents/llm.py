@@ -18,6 +18,7 @@ from runner.agents import plateau, prompt
 from runner.agents.answer import MalformedAnswerError, parse
 from runner.agents.chat import Chat, ChatError, ErrorKind, Finish, Message, Reply, Role
 from runner.agents.edits import RefusedEditError
+from runner.agents.failures import refuse_useless
 from runner.agents.grammar import GRAMMAR, GRAMMAR_WHOLE, Answer
 from runner.agents.matching import apply
 from runner.agents.prompt import Count, Facts
@@ -25,8 +26,6 @@ from runner.durable import write_durably
 from runner.errors import AgentError
 from runner.trial import Ending, Proposal, Record, Refusal, Spent, Verdict
 
-FAILURES_IN_A_ROW = 8
-"""Proposals that came to no trial, after which the model is taken to be of no use here."""
 WHOLE_AFTER, EDITS_AFTER = 3, 3
 """Answers in a row that did not fit, after which whole files are asked for; answers in a row that did, after which edits are again."""
 CALL_SECONDS = 900.0
@@ -97,7 +96,8 @@ class LlmAgent:
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
         """See `Agent`.  Raises `AgentError` if the model cannot be asked, or if too many answers in a row were of no use."""
-        self._refuse_useless(history)
+        self._earlier = len(history) if self._earlier is None else self._earlier
+        refuse_useless(history[self._earlier :], agent=self.name, asked=self._chat.name)
         own = [record for record in history if record.agent == self.name]
         number = max((_number(record.token) for record in own), default=-1) + 1
         failed = _to_mend(own)
@@ -204,17 +204,6 @@ class LlmAgent:
             self._whole, self._fits = False, 0
 
     # -- what becomes of it ------------------------------------------------------------------------
-
-    def _refuse_useless(self, history: Sequence[Record]) -> None:
-        """Raises `AgentError` if the last proposals of this invocation came to no trial."""
-        self._earlier = len(history) if self._earlier is None else self._earlier
-        last = [record for record in history[self._earlier :] if record.agent == self.name][-FAILURES_IN_A_ROW:]
-        if len(last) == FAILURES_IN_A_ROW and all(record.verdict is Verdict.INVALID for record in last):
-            message = (
-                f"the last {FAILURES_IN_A_ROW} proposals of {self._chat.name} came to no trial, at last: {last[-1].reason}. "
-                "`autoresearch show N` has each; the same command goes on"
-            )
-            raise AgentError(message)
 
     def _refusal(self, turn: _Turn, idea: str, reason: str) -> Refusal:
         return Refusal(agent=self.name, idea=idea, reason=reason, token=turn.token, spent=turn.spent)

@@ -25,6 +25,7 @@ LINE_WIDTH = 200
 WHY_LIMIT = 1200
 UNJUDGED = (Verdict.BASELINE, Verdict.REPEAT)
 """Not tries of anybody's."""
+IN_THE_FORM = "Answer with one proposal in the form above, and nothing else."
 NO_SCORE = (Verdict.CRASH, Verdict.INVALID)
 
 Count = Callable[[str], int]
@@ -80,14 +81,14 @@ class _Shown:
     """Lines of tries that were not kept; else counts."""
 
 
-def build(facts: Facts, *, grammar: str, limit: int, count: Count) -> tuple[str, str]:
+def build(facts: Facts, *, grammar: str, limit: int, count: Count, ask: str = IN_THE_FORM) -> tuple[str, str]:
     """System message and request, together of at most `limit` tokens as `count` counts.
 
-    `grammar` explains the answer's form.  Raises `TooLongError`.
+    `grammar` explains the answer's form, `ask` is the last line.  Raises `TooLongError`.
     """
     system, size = _system(facts, grammar), 0
     for shown in _ladder(facts):
-        request = "\n\n".join(_sections(facts, shown))
+        request = "\n\n".join(_sections(facts, shown, ask))
         size = count(system) + count(request)
         if size <= limit:
             return system, request
@@ -113,18 +114,14 @@ def _system(facts: Facts, grammar: str) -> str:
     )
 
 
-def _sections(facts: Facts, shown: _Shown) -> Iterator[str]:
+def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
     yield _titled("The brief", facts.brief.strip())
     yield _titled(f"The file: {facts.editable}, as it stands (the champion)", f"```python\n{facts.champion.rstrip()}\n```")
     yield _titled("Machine, budget and baseline", "\n".join(_profile(facts)))
     if facts.notes.strip():
         yield _titled("Notes so far", facts.notes.strip())
     tries = [one for one in facts.tries if one.record.verdict not in UNJUDGED]
-    yield _titled("All tries", "\n".join(_table(tries, shown)) or "None yet: yours is the first.")
-    if shown.details:
-        told = tries[-shown.details :]
-        first_diff = len(told) - shown.diffs
-        yield _titled("The last tries in full", "\n\n".join(_detail(one, diff=at >= first_diff) for at, one in enumerate(told)))
+    yield from _history(tries, shown)
     failed = next((one for one in reversed(tries) if one.log_tail), None)
     if failed is not None:
         yield _titled(f"The end of the log of try {failed.record.trial}, which failed", _quoted(failed.log_tail, LOG_LINES))
@@ -134,7 +131,20 @@ def _sections(facts: Facts, shown: _Shown) -> Iterator[str]:
         yield _titled("Ideas that wait", "\n".join(f"- {plain(one, LINE_WIDTH)}" for one in facts.ideas))
     if facts.hints:
         yield _titled("What the person asks for", "\n".join(f"- {block(one).strip()}" for one in facts.hints))
-    yield _titled("Your turn", "\n".join((*facts.wishes, "Answer with one proposal in the form above, and nothing else.")))
+    yield _titled("Your turn", "\n".join((*facts.wishes, ask)))
+
+
+def history(facts: Facts) -> str:
+    """All tries, and the last ones in full, whatever a model's context takes."""
+    return "\n\n".join(_history([one for one in facts.tries if one.record.verdict not in UNJUDGED], _Shown(DETAILED, DETAILED))) + "\n"
+
+
+def _history(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:
+    yield _titled("All tries", "\n".join(_table(tries, shown)) or "None yet: yours is the first.")
+    if shown.details and tries:
+        told = tries[-shown.details :]
+        first_diff = len(told) - shown.diffs
+        yield _titled("The last tries in full", "\n\n".join(_detail(one, diff=at >= first_diff) for at, one in enumerate(told)))
 
 
 def _titled(title: str, text: str) -> str:

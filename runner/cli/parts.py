@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from runner import ledger
 from runner.durable import write_durably
 from runner.errors import EngineError, GpuError, StateError, UsageError
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
     from runner.tried import Gate
-
-log = structlog.get_logger()
 
 MAX_SLOTS = 64
 ISOLATION = "isolation.sha256"
@@ -260,6 +256,8 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
     if gpu is None:
         yield sandbox
         return
+    import structlog
+
     from runner import gpus, leases, toolkit
     from runner.sandbox.connect import is_local
     from runner.sandbox.leased import LeasedSandbox
@@ -268,7 +266,7 @@ def leased(sandbox: Sandbox, client: Engine, gpu: str | None, *, run: str) -> It
     known = toolkit.look(local=is_local(client))
     toolkit.refuse_flawed(known)
     if known.version is None:
-        log.warning("toolkit.unknown", reason=known.unknown)
+        structlog.get_logger().warning("toolkit.unknown", reason=known.unknown)
     found = gpus.find(gpu)
     engine = str(client.info()["ID"])
     with leases.held(leases.folder(), gpu, run=run, engine=engine, gone=partial(is_gone, client)) as lease:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.cli.commanding import Commanded, CommandOption, PassOption, PathOption, SecondsOption, commanded
 from runner.cli.session import Session, open_session
 from runner.cli.starting import Wanted
 from runner.cli.steering import CONTEXT_TOKENS, ContextOption, count, shown_by
@@ -29,6 +30,7 @@ class AgentName(StrEnum):
     TUNER = "tuner"
     REPLAY = "replay"
     LLM = "llm"
+    COMMAND = "command"
 
 
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
@@ -56,6 +58,10 @@ def run(
     api_base: Annotated[str | None, typer.Option("--api-base", metavar="URL", help="For llm: where a server like OpenAI's answers.")] = None,
     price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="For llm: dollars per million tokens, where they are not known.")] = None,
     context: ContextOption = None,
+    command: CommandOption = None,
+    command_seconds: SecondsOption = None,
+    pass_env: PassOption = None,
+    agent_path: PathOption = None,
     max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, metavar="D", help="Ask for no proposal that could exceed D dollars in all.")] = None,
     trials: Annotated[int | None, typer.Option(min=0, metavar="N", help="End after N new trials (baselines not counted).")] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, metavar="H", help="Start no new trial after H hours.")] = None,
@@ -74,9 +80,11 @@ def run(
         raise UsageError(message)
     asked = _Asked(model=model, api_base=api_base, price=price, context=context, priced=max_usd is not None)
     asked.check(agent)
+    flags = Commanded(command=command, seconds=command_seconds, passed=pass_env or (), paths=agent_path or ())
+    flags.check(wanted=agent is AgentName.COMMAND)
     wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     with open_session(task, tag, wanted, new=new, as_json=as_json) as session:
-        with _agent(agent, proposals, session, asked) as proposer:
+        with _agent(agent, proposals, session, asked, flags) as proposer:
             outcome = session.go(proposer, Stops(trials=trials, hours=hours, usd=max_usd))
         session.summary(outcome)
 
@@ -137,12 +145,15 @@ class _Asked:
 
     def check(self, agent: AgentName) -> None:
         """Raises `UsageError` if they do not go with the agent."""
-        given = [flag for flag, value in (("--model", self.model), ("--api-base", self.api_base), ("--price", self.price), ("--context", self.context)) if value]
+        given = [flag for flag, value in (("--model", self.model), ("--api-base", self.api_base), ("--price", self.price)) if value]
         if agent is AgentName.LLM and self.model is None:
             message = "--agent llm wants --model provider/name, for example anthropic/NAME, or openai/NAME with --api-base for a local server"
             raise UsageError(message)
         if agent is not AgentName.LLM and given:
             message = f"{given[0]} goes with --agent llm, and only with it"
+            raise UsageError(message)
+        if agent not in (AgentName.LLM, AgentName.COMMAND) and self.context:
+            message = "--context goes with --agent llm or command, and only with them"
             raise UsageError(message)
         self.prices()
 
@@ -161,10 +172,12 @@ class _Asked:
 
 
 @contextmanager
-def _agent(name: AgentName, proposals: Path | None, session: Session, asked: _Asked) -> Iterator[Agent]:
+def _agent(name: AgentName, proposals: Path | None, session: Session, asked: _Asked, flags: Commanded) -> Iterator[Agent]:
     if name is AgentName.LLM:
         with _model(session, asked) as agent:
             yield agent
+    elif name is AgentName.COMMAND:
+        yield commanded(flags, session, limit=asked.context or CONTEXT_TOKENS, priced=asked.priced)
     else:
         yield _keyless(name, proposals, session)
 
