@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
@@ -14,10 +16,15 @@ from mcp_types import CallToolResult
 
 from runner.constants import set_constants
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, charge_little
-from tests.docker.test_end_to_end import BETTER, COMMAND, KEYS
+from tests.docker.conftest import STATE, charge_little, ours
+from tests.docker.test_end_to_end import BETTER, CANDIDATES, COMMAND, KEYS
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+
+TAG = "driven"
 
 
 def value(result: CallToolResult) -> dict[str, Any]:
@@ -26,7 +33,7 @@ def value(result: CallToolResult) -> dict[str, Any]:
     return found
 
 
-def test_an_agent_drives_a_run(tmp_path: Path) -> None:
+def test_an_agent_drives_a_run(tmp_path: Path, engine: DockerClient) -> None:
     folder = tmp_path / "task"
     subprocess.run([COMMAND, "init", str(folder), "--preset", "tiny"], check=True, capture_output=True)
     (folder / ".autoresearch").mkdir(mode=0o700, exist_ok=True)
@@ -36,7 +43,7 @@ def test_an_agent_drives_a_run(tmp_path: Path) -> None:
     named = {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
     parameters = StdioServerParameters(
         command=str(COMMAND),
-        args=["mcp", "--task", str(folder), "--cpu", "--preset", "tiny"],
+        args=["mcp", "--task", str(folder), "--tag", TAG, "--cpu", "--preset", "tiny"],
         env={**named, "AUTORESEARCH_DATA": str(STATE / "data")},
     )
     beats: list[float] = []
@@ -64,7 +71,25 @@ def test_an_agent_drives_a_run(tmp_path: Path) -> None:
             diff = value(await client.call_tool("diff", {"trial": kept["trial"]}))
             assert f"+EMBEDDING_LR = {BETTER['EMBEDDING_LR']}" in diff["diff"]
 
+    async def leave() -> None:
+        async with Client(stdio_client(parameters)) as client, anyio.create_task_group() as group:
+            source = (CANDIDATES / "sleeps.py").read_text()
+            group.start_soon(client.call_tool, "trial", {"source": source, "message": "nobody waits for it"})
+            with anyio.fail_after(60):
+                while not ours(engine, f"autoresearch.tag={TAG}"):  # noqa: ASYNC110 - the other side is another process
+                    await anyio.sleep(0.2)
+            group.cancel_scope.cancel()
+
     anyio.run(main)
     assert beats == sorted(beats)
     assert len(beats) > 2
+
+    # A client that goes while a trial is under way: it ends as by Ctrl-C, and nothing is left.
+    anyio.run(leave)
+    deadline = time.monotonic() + 60
+    while ours(engine, f"autoresearch.tag={TAG}") and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert ours(engine, f"autoresearch.tag={TAG}") == []
+    status = subprocess.run([COMMAND, "status", "--json", "--task", str(folder)], check=True, capture_output=True)
+    assert json.loads(status.stdout)["open_trial"] is not None
     assert run_git(folder, "status", "--porcelain") == ""
