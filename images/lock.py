@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "images"
-HOST = ("requirements-llm.lock", "requirements.lock", "requirements-dev.lock")
+HOST = ("requirements-llm.lock", "requirements.lock", "requirements-mcp.lock", "requirements-dev.lock")
 COMMON = (
     "--generate-hashes", "--python-version=3.11", "--no-header", "--no-annotate", "--no-emit-index-url",
     "--no-emit-find-links", "--quiet",
@@ -51,12 +51,14 @@ def exact(entry: str) -> str:
 def main() -> None:
     """Write all locks."""
     project = ROOT / "pyproject.toml"
-    llm, runtime, dev = (ROOT / name for name in HOST)
+    llm, runtime, mcp, dev = (ROOT / name for name in HOST)
     # The extra with most demands first: the others then agree with it.
     llm.write_text(compile_lock(project, "--universal", "--extra=llm"))
     agree = ("--universal", f"--constraint={llm}")
     runtime.write_text(compile_lock(project, *agree))
-    dev.write_text(compile_lock(project, *agree, "--extra=dev"))
+    mcp.write_text(compile_lock(project, *agree, "--extra=mcp"))
+    # Tests speak to the server by the SDK's own client.
+    dev.write_text(compile_lock(project, *agree, "--extra=dev", "--extra=mcp"))
 
     # For one Python and one system, so without markers, which pip reads for the host's Python and not the image's.
     # The hashes are those of all wheels of a version, so cpu and prepare serve aarch64 too.

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from runner import ledger
+from runner.resources import resource
+from runner.trial import Ending, Record, Seconds, Verdict
+from runner.workspace import Workspace
 
 # Shared machines are noisy: no example may fail for being slow.
 settings.register_profile("autoresearch", deadline=None)
@@ -35,3 +41,53 @@ def repository(tmp_path: Path) -> Path:
     run_git(root, "add", "-A")
     run_git(root, "commit", "-qm", "task")
     return root
+
+
+@pytest.fixture
+def task(repository: Path) -> Path:
+    """The shipped task in a repository of its own."""
+    shutil.rmtree(repository / "trainer")
+    shutil.copytree(resource("trainer"), repository / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("autoresearch.yaml", "program.md"):
+        shutil.copy(resource(name), repository / name)
+    run_git(repository, "add", "-A")
+    run_git(repository, "commit", "-qm", "the shipped task")
+    return repository
+
+
+@pytest.fixture
+def run_of(task: Path) -> Path:
+    """A run with a baseline, a kept trial, a crash and a trial under way, as another process left it."""
+    workspace = Workspace(task)
+    head = workspace.head()
+    records = [
+        record(0, head, Verdict.BASELINE, 1.7),
+        record(1, head, Verdict.KEEP, 1.6),
+        record(2, head, Verdict.CRASH, None),
+    ]
+    with ledger.writing(workspace.state / "old") as run:
+        run.write("run", format=ledger.FORMAT, id="x", tag="old", head=head, base=head, preset="tiny", overrides={}, seed=1, gpu=None, image="i")
+        for found in records:
+            run.write("judged", trial=found.trial, record=ledger.record_to_json(found))
+            run.write("done", trial=found.trial)
+    workspace.export(head, "autoresearch.yaml", workspace.state / "old" / "task")
+    for path in ("trainer", "program.md"):
+        workspace.export(head, path, workspace.state / "old" / "task")
+    workspace.start_branch("old", head)
+    return task
+
+
+def record(trial: int, commit: str, verdict: Verdict, val_bpb: float | None) -> Record:
+    return Record(
+        trial=trial,
+        tag="old",
+        commit=commit,
+        parent=None if verdict is Verdict.BASELINE else commit,
+        agent="tuner",
+        idea=f"idea [bold]{trial}[/bold] \x1b[31m",
+        ending=Ending.CRASHED if val_bpb is None else Ending.FINISHED,
+        verdict=verdict,
+        val_bpb=val_bpb,
+        sigma=0.01,
+        seconds=Seconds(total=3.0),
+    )

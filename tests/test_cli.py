@@ -16,10 +16,7 @@ from runner import ledger
 from runner.cli import app
 from runner.cli.app import Boundary, run_folder
 from runner.errors import AgentError, DataError, EngineError, GpuError, StateError, Terminated, UsageError
-from runner.resources import resource
 from runner.task import choose_preset, load_task
-from runner.trial import Ending, Record, Seconds, Verdict
-from runner.workspace import Workspace
 from tests.conftest import run_git
 
 NO_ENGINE = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
@@ -30,56 +27,6 @@ def call(*arguments: str, code: int = 0, env: dict[str, str] | None = None) -> s
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     return result.output if code == 0 else result.stderr
-
-
-@pytest.fixture
-def task(repository: Path) -> Path:
-    """The shipped task in a repository of its own."""
-    shutil.rmtree(repository / "trainer")
-    shutil.copytree(resource("trainer"), repository / "trainer", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("autoresearch.yaml", "program.md"):
-        shutil.copy(resource(name), repository / name)
-    run_git(repository, "add", "-A")
-    run_git(repository, "commit", "-qm", "the shipped task")
-    return repository
-
-
-@pytest.fixture
-def run_of(task: Path) -> Path:
-    """A run with a baseline, a kept trial, a crash and a trial under way, as another process left it."""
-    workspace = Workspace(task)
-    head = workspace.head()
-    records = [
-        record(0, head, Verdict.BASELINE, 1.7),
-        record(1, head, Verdict.KEEP, 1.6),
-        record(2, head, Verdict.CRASH, None),
-    ]
-    with ledger.writing(workspace.state / "old") as run:
-        run.write("run", format=ledger.FORMAT, id="x", tag="old", head=head, base=head, preset="tiny", overrides={}, seed=1, gpu=None, image="i")
-        for found in records:
-            run.write("judged", trial=found.trial, record=ledger.record_to_json(found))
-            run.write("done", trial=found.trial)
-    workspace.export(head, "autoresearch.yaml", workspace.state / "old" / "task")
-    for path in ("trainer", "program.md"):
-        workspace.export(head, path, workspace.state / "old" / "task")
-    workspace.start_branch("old", head)
-    return task
-
-
-def record(trial: int, commit: str, verdict: Verdict, val_bpb: float | None) -> Record:
-    return Record(
-        trial=trial,
-        tag="old",
-        commit=commit,
-        parent=None if verdict is Verdict.BASELINE else commit,
-        agent="tuner",
-        idea=f"idea [bold]{trial}[/bold] \x1b[31m",
-        ending=Ending.CRASHED if val_bpb is None else Ending.FINISHED,
-        verdict=verdict,
-        val_bpb=val_bpb,
-        sigma=0.01,
-        seconds=Seconds(total=3.0),
-    )
 
 
 @pytest.mark.parametrize(
@@ -357,7 +304,7 @@ def test_starting_fast() -> None:
     import subprocess
     import sys
 
-    heavy = ["docker", "git", "optuna", "matplotlib", "numpy", "libcst", "yaml", "structlog"]
+    heavy = ["docker", "git", "optuna", "matplotlib", "numpy", "libcst", "yaml", "structlog", "mcp", "anyio"]
     program = f"import sys, runner.cli; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
 

@@ -43,7 +43,7 @@ class Place:
     def facts(self, champion: str, history: Sequence[Record]) -> Facts:
         """Everything for the next prompt; the person's files are read anew each time.  Raises `UsageError` without a brief."""
         return Facts(
-            brief=_brief(self.brief),
+            brief=read_brief(self.brief),
             editable=self.editable,
             champion=champion,
             hardware=self.hardware,
@@ -97,7 +97,8 @@ def waiting(ideas: str, history: Sequence[Record]) -> list[str]:
     return [item for item in items if item and item.casefold() not in taken]
 
 
-def _brief(path: Path) -> str:
+def read_brief(path: Path) -> str:
+    """The person's page.  Raises `UsageError` if there is none, or a far too long one."""
     if not path.exists():
         message = f"{path}: there is no brief; write one, a model has nothing else to go by"
         raise UsageError(message)

@@ -5,7 +5,7 @@ The one place that builds concrete classes.  What is slow to import is imported 
 
 from __future__ import annotations
 
-from runner.cli import looking, running, selftesting, setting_up, steering  # registers the commands
+from runner.cli import looking, running, selftesting, serving, setting_up, steering  # registers the commands
 from runner.cli.app import app
 
-__all__ = ["app", "looking", "running", "selftesting", "setting_up", "steering"]
+__all__ = ["app", "looking", "running", "selftesting", "serving", "setting_up", "steering"]

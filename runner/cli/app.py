@@ -85,12 +85,16 @@ def _terminated(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _defect() -> NoReturn:
-    """End with the traceback in the run's folder if one is known, else in a private temporary one."""
+    _end(f"autoresearch: {written_defect()}", EXIT_DEFECT)
+
+
+def written_defect() -> str:
+    """What to say of the exception that is being handled: its traceback is in the run's folder if one is known, else in a private one."""
     name, text = f"defect-{datetime.now(UTC):%Y%m%dT%H%M%S}.txt", traceback.format_exc()
     for folder in (run_folder.get, lambda: Path(tempfile.mkdtemp(prefix="autoresearch-"))):
         with suppress(OSError):
             if (found := folder()) is not None:
                 (found / name).write_text(text)
-                _end(f"autoresearch: a defect of ours; please report it with {found / name}", EXIT_DEFECT)
+                return f"a defect of ours; please report it with {found / name}"
     last = text.strip().splitlines()[-1]
-    _end(f"autoresearch: a defect of ours, and no disk to write it to: {last}", EXIT_DEFECT)
+    return f"a defect of ours, and no disk to write it to: {last}"

@@ -104,6 +104,8 @@ def report(
 @app.command()
 def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """Print the champion's file: edit that for `autoresearch trial --candidate`."""
+    from runner.report.table import champion_values
+
     workspace, folder, state = parts.look(task, tag)
     header = state.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
@@ -113,7 +115,8 @@ def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption
         raise StateError(message)
     source = workspace.read(tip, frozen.editable).decode(errors="replace")
     if as_json:
-        typer.echo(json.dumps({"tag": folder.name, "commit": tip, "path": frozen.editable, "source": source}))
+        found = {"tag": folder.name, "commit": tip, "path": frozen.editable, **champion_values(state.records, tip), "source": source}
+        typer.echo(json.dumps(found))
     else:
         typer.echo(source, nl=False)
 

@@ -73,6 +73,19 @@ def status_values(
     }
 
 
+def champion_values(records: Sequence[Record], commit: str) -> dict[str, Any]:
+    """What `champion --json` says of the file at `commit`; null as long as it was not measured."""
+    summary = summarise(records)
+    known = summary.best is not None and summary.best.commit == commit
+    return {
+        "trial": summary.best.trial if known and summary.best else None,
+        "val_bpb": summary.best_score if known else None,
+        "score_level": summary.score_level,
+        "metric": summary.metric,
+        "maximise": summary.maximise,
+    }
+
+
 def status_lines(
     folder: Path, records: Sequence[Record], *, running: bool, open_trial: int | None
 ) -> list[str]:
