@@ -22,7 +22,7 @@ from tests.docker.test_end_to_end import BETTER, CANDIDATES, COMMAND, KEYS
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]
 
 TAG = "driven"
 
