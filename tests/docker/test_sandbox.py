@@ -47,6 +47,8 @@ LIMITS = Limits(
     seconds=20,
 )
 Run = Callable[..., Result]
+RUNTIME = os.environ.get("AUTORESEARCH_TEST_RUNTIME")
+"""Named where another than the engine's default is tried."""
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def run(engine: DockerClient, spec: TrialSpec, tmp_path: Path, label: str) -> It
     def run(script: str, **limits: float) -> Result:
         (tmp_path / "train.py").write_text(GATE + textwrap.dedent(script))
         changed = replace(spec, limits=replace(LIMITS, **limits))  # type: ignore[arg-type]
-        return DockerSandbox(engine).run(changed, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
+        return DockerSandbox(engine, runtime=RUNTIME).run(changed, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
 
     yield run
     assert ours(engine, label) == []
@@ -256,7 +258,7 @@ def test_progress_is_the_trials_own_word_and_garbage_is_nothing(
         open('/out/result', 'w').close()
     """
     (tmp_path / "train.py").write_text(GATE + textwrap.dedent(script))
-    DockerSandbox(engine).run(spec, tmp_path / "out", created=lambda _: None, progress=seen.append)
+    DockerSandbox(engine, runtime=RUNTIME).run(spec, tmp_path / "out", created=lambda _: None, progress=seen.append)
 
     assert (5, 2.5) in {(progress.step, progress.loss) for progress in seen}
     assert {type(progress.step) for progress in seen} <= {int, type(None)}
@@ -336,7 +338,7 @@ def test_the_container_is_announced_before_it_starts(
 
     (tmp_path / "train.py").write_text("")
     with pytest.raises(InterruptedError):
-        DockerSandbox(engine).run(spec, tmp_path / "out", created=created, progress=lambda _: None)
+        DockerSandbox(engine, runtime=RUNTIME).run(spec, tmp_path / "out", created=created, progress=lambda _: None)
 
     assert ours(engine, label) == []
 
@@ -347,7 +349,7 @@ def test_an_image_that_is_gone_is_the_engines_failure(
     (tmp_path / "train.py").write_text("")
     gone = replace(spec, image="sha256:" + "0" * 64)
     with pytest.raises(EngineError, match="autoresearch images build"):
-        DockerSandbox(engine).run(gone, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
+        DockerSandbox(engine, runtime=RUNTIME).run(gone, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
 
     assert ours(engine, label) == []
 
@@ -377,7 +379,7 @@ def test_a_prepared_volume_is_filled_once_checked_and_mended(
         (tmp_path / "train.py").write_text(GATE + textwrap.dedent(script))
         mounted = replace(spec, volumes=(VolumeMount(volume=wanted.name, target="/data", gated=True),))
         for _ in range(2):  # the gate is closed again after the first
-            result = DockerSandbox(engine).run(mounted, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
+            result = DockerSandbox(engine, runtime=RUNTIME).run(mounted, tmp_path / "out", created=lambda _: None, progress=lambda _: None)
             assert result.ending is Ending.FINISHED, said(result)
 
         (tmp_path / "tokens").write_bytes(b"other")
