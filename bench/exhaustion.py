@@ -3,7 +3,8 @@
 Runs `autoresearch selftest` for the areas `escape` and `exhaustion`: the very function of the command, with the real engine,
 images and data, and with a view that takes readings in its place on the screen.  Before each trial nothing goes on for
 some seconds, and after it nothing until the host has again what it had, so that each figure belongs to one attack.  The
-baselines are trials like any other: their medians are the honest row to compare with.
+baselines are trials like any other: their medians are the honest row to compare with.  The last row is a plain process that
+takes as much memory as a container may have and gives it back: how soon that can be had again is the machine's own affair.
 
 The figures are of the whole machine, so nothing else should run on it; containers of others are counted and told.  Ends with 1 if an attack succeeded, something
 was left behind, or the host was not as before after a minute.
@@ -18,6 +19,7 @@ import os
 import platform
 import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,10 +46,14 @@ PRESET = "tiny"
 AREAS = ("escape", "exhaustion")
 QUIET_SECONDS = 3.0
 """Before each trial, to know what the host has and how soon it answers when nothing goes on."""
+STEADY = 8 << 20
+"""Bytes by which free memory may change in that time; else it is waited for once more, until the recovery's cap is reached."""
 RECOVERY_SECONDS = 60.0
 AS_BEFORE = Tolerance(memory=64 << 20, disk=32 << 20, tasks=8)
 """The runner's own memory grows a little, a trial's logs stay on the disk, the kernel's own threads come and go."""
 
+TAKES_MEMORY = "import sys, time; taken = b'x' * int(sys.argv[1]); time.sleep(1)"
+"""A process that writes to so many bytes, keeps them for a moment and ends."""
 NEVER = math.inf
 """Stands for None where values are compared."""
 
@@ -60,9 +66,9 @@ Say = Callable[[str], None]
 class Row:
     """One trial: what it took from the host, and when that was back."""
 
-    trial: int
+    trial: int | None
     name: str
-    """Of the attack, or `baseline`."""
+    """Of the attack, `baseline` or `control`."""
     area: str
     ending: str | None
     seconds: float
@@ -91,10 +97,7 @@ class ReadingView(SelftestView):
     def started(self, trial: int, idea: str) -> None:  # noqa: ARG002 - the seam
         """Look at the host while nothing goes on."""
         there, others = self._in_engine(), self._others()
-        began = time.monotonic()
-        time.sleep(QUIET_SECONDS)
-        before = self._sampler.before(began, time.monotonic())
-        self._under_way[trial] = (before, there, others, time.monotonic())
+        self._under_way[trial] = (_calm(self._sampler), there, others, time.monotonic())
 
     def finished(self, record: Record, records: Sequence[Record]) -> None:  # noqa: ARG002 - the seam
         """Wait until the host is as before, and look at what is left."""
@@ -115,6 +118,28 @@ class ReadingView(SelftestView):
             left=(*sorted(self._in_engine() - there), *self._processes(record)),
             beside=len(others | self._others()),
         )
+        self._add(row)
+
+    def control(self, size: int) -> None:
+        """What a plain process does to the host that takes so many bytes and ends."""
+        others, before, began = self._others(), _calm(self._sampler), time.monotonic()
+        subprocess.run([sys.executable, "-I", "-c", TAKES_MEMORY, str(size)], check=True)
+        ended = time.monotonic()
+        row = Row(
+            trial=None,
+            name="control",
+            area="",
+            ending="a plain process",
+            seconds=ended - began,
+            recovery=self._sampler.recovery(ended, before, AS_BEFORE, RECOVERY_SECONDS),
+            taken=self._sampler.taken(began, ended, before),
+            load_before=before.load,
+            left=(),
+            beside=len(others | self._others()),
+        )
+        self._add(row)
+
+    def _add(self, row: Row) -> None:
         self.rows.append(row)
         self._say(" | ".join(_cells(row)))
 
@@ -146,6 +171,17 @@ class ReadingView(SelftestView):
                     yield f"process {process} in {identifier[:12]}"
 
 
+def _calm(sampler: Sampler) -> Before:
+    """What the host is like when nothing goes on, and memory neither comes back nor goes."""
+    give_up = time.monotonic() + RECOVERY_SECONDS
+    while True:
+        began = time.monotonic()
+        time.sleep(QUIET_SECONDS)
+        before = sampler.before(began, time.monotonic())
+        if abs(before.drift) <= STEADY or time.monotonic() > give_up:
+            return before
+
+
 def measure(names: Sequence[str], say: Say) -> tuple[dict[str, Any], list[Row]]:
     """All of it, as JSON values and as rows; raises what the runner's parts raise, with nothing left behind."""
     attacks = catalogue.choose(catalogue.load(), names=names, areas=() if names else AREAS)
@@ -164,6 +200,7 @@ def measure(names: Sequence[str], say: Say) -> tuple[dict[str, Any], list[Row]]:
         view = ReadingView(client, sampler, folder, say)
         say(f"{len(attacks)} attacks after the baselines; load average {os.getloadavg()[0]:.1f}")
         selftesting._try_all(folder, PRESET, attacks, view)  # noqa: SLF001
+        view.control(int(limits.memory_gb * (1 << 30)))
         same = [[name for name, place in places.items() if place.stat().st_dev == one.stat().st_dev] for one in sampler.places]
     return report(view, limits, same, info), view.rows
 
@@ -176,6 +213,7 @@ def report(view: ReadingView, limits: TaskLimits, places: Sequence[Sequence[str]
     succeeded = {outcome.attack: outcome.succeeded for outcome in view.outcomes}
     honest = [row for row in view.rows if row.name == "baseline"]
     attacks = [row for row in view.rows if row.name in succeeded]
+    control = [row for row in view.rows if row.name == "control"]
     return {
         "preset": PRESET,
         "limits": {"memory_mib": limits.memory_gb * 1024, "pids": limits.pids, "cpus": limits.cpus},
@@ -187,8 +225,9 @@ def report(view: ReadingView, limits: TaskLimits, places: Sequence[Sequence[str]
         "as_before": {"memory_mib": AS_BEFORE.memory >> 20, "disk_mib": AS_BEFORE.disk >> 20, "tasks": AS_BEFORE.tasks},
         "recovery_cap_seconds": RECOVERY_SECONDS,
         "baselines": [_values(row) for row in honest],
-        "other_containers_beside": sum(row.beside > 0 for row in (*honest, *attacks)),
+        "other_containers_beside": sum(row.beside > 0 for row in view.rows),
         "attacks": [_values(row) | {"succeeded": succeeded[row.name]} for row in attacks],
+        "control": _values(control[0]),
         "worst": _worst(attacks),
         "holds": not any(succeeded.values()) and all(row.recovery.seconds is not None and not row.left for row in attacks),
     }
@@ -264,7 +303,7 @@ def _cells(row: Row) -> list[str]:
     """One row of the table; a heartbeat's median before is in brackets."""
     beats = row.taken.beats
     return [
-        f"{row.area}: {row.name}" if row.area else f"**honest: {row.name}**",
+        f"{row.area}: {row.name}" if row.area else f"**{row.name}**",
         row.ending or "refused",
         f"{row.taken.memory / (1 << 20):.0f}",
         f"{row.taken.disk / (1 << 20):.0f}",
@@ -286,8 +325,9 @@ def show(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The report for a person, its table in Markdown."""
     engine, limits, near = found["engine"], found["limits"], found["as_before"]
     shared = "; ".join(" and ".join(names) for names in found["file_systems"])
-    attacks = [row for row in rows if row.name != "baseline"]
     honest = [row for row in rows if row.name == "baseline"]
+    attacks = [row for row in rows if row.area]
+    control = [row for row in rows if row.name == "control"]
     loads, quiet = [row.taken.load for row in rows], [row.load_before for row in rows]
     worst = found["worst"]
     lines = [
@@ -295,12 +335,12 @@ def show(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
         f"{found['cores']} cores, load average before the trials {min(quiet):.1f} to {max(quiet):.1f}, highest in one {max(loads):.1f}",
         f"engine {engine['version']}, {engine['storage']}, cgroup v{engine['cgroup']}, kernel {found['kernel']}",
         f"sampled every {found['sample_seconds']} s; file systems: {shared}",
-        f"containers of others ran beside {found['other_containers_beside']} of {len(rows)} trials",
+        f"containers of others ran beside {found['other_containers_beside']} of the {len(rows)} measurements",
         f"as before: memory within {near['memory_mib']} MiB, disk within {near['disk_mib']} MiB, processes within {near['tasks']}; processes are threads too",
         "",
         f"| {' | '.join(HEADINGS)} |",
         f"|{'---|' * len(HEADINGS)}",
-        *(f"| {' | '.join(_cells(row))} |" for row in (_middle(honest), *attacks)),
+        *(f"| {' | '.join(_cells(row))} |" for row in (_middle(honest), *attacks, *control)),
         "",
         f"| worst of {len(attacks)} attacks | | |",
         "|---|---|---|",

@@ -65,6 +65,8 @@ class Before:
     """What the host was like when nothing went on: medians."""
 
     memory: float
+    drift: float
+    """Bytes of memory by which the last third of that time had more than the first."""
     disk: tuple[float, ...]
     tasks: float
     load: float
@@ -159,8 +161,11 @@ class Sampler:
     def before(self, began: float, ended: float) -> Before:
         """Of a time in which nothing went on."""
         gauges, beats = self._between(began, ended)
+        memory = [one.memory for one in gauges]
+        third = max(len(memory) // 3, 1)
         return Before(
-            memory=statistics.median(one.memory for one in gauges),
+            memory=statistics.median(memory),
+            drift=statistics.median(memory[-third:]) - statistics.median(memory[:third]),
             disk=tuple(statistics.median(one.disk[i] for one in gauges) for i in range(len(self.places))),
             tasks=statistics.median(one.tasks for one in gauges),
             load=max(one.load for one in gauges),
