@@ -4,10 +4,10 @@ Runs `autoresearch selftest` for the areas `escape` and `exhaustion`: the very f
 images and data, and with a view that takes readings in its place on the screen.  Before each trial nothing goes on for
 some seconds, and after it nothing until the host has again what it had, so that each figure belongs to one attack.  The
 baselines are trials like any other: their medians are the honest row to compare with.  The last row is a plain process that
-takes as much memory as a container may have and gives it back: how soon that can be had again is the machine's own affair.
+takes as much memory as a container may have and ends: how soon what nobody holds is offered again is the machine's own affair.
 
-The figures are of the whole machine, so nothing else should run on it; containers of others are counted and told.  Ends with 1 if an attack succeeded, something
-was left behind, or the host was not as before after a minute.
+The figures are of the whole machine, so nothing else should run on it; containers of others are counted and told.  Ends
+with 1 if an attack succeeded, something was left behind, or something was not given back after a minute.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def report(view: ReadingView, limits: TaskLimits, places: Sequence[Sequence[str]
         "attacks": [_values(row) | {"succeeded": succeeded[row.name]} for row in attacks],
         "control": _values(control[0]),
         "worst": _worst(attacks),
-        "holds": not any(succeeded.values()) and all(row.recovery.seconds is not None and not row.left for row in attacks),
+        "holds": not any(succeeded.values()) and all(row.recovery.given_back is not None and not row.left for row in attacks),
     }
 
 
@@ -245,6 +245,7 @@ def _values(row: Row) -> dict[str, Any]:
         "tasks": row.taken.tasks,
         "load_average": {"before": row.load_before, "highest": row.taken.load},
         "heartbeats": {kind: asdict(slowest) for kind, slowest in row.taken.beats.items()},
+        "given_back_seconds": row.recovery.given_back,
         "recovery_seconds": row.recovery.seconds,
         "not_recovered": list(row.recovery.lacking),
         "left": list(row.left),
@@ -258,6 +259,7 @@ WORST: Mapping[str, tuple[str, Callable[[Row], float]]] = {
     "tasks": ("processes", lambda row: row.taken.tasks),
     "process_ms": ("slowest process, ms", lambda row: 1000 * _order(row.taken.beats["process"])),
     "write_ms": ("slowest write, ms", lambda row: 1000 * _order(row.taken.beats["write"])),
+    "given_back_seconds": ("given back, s", lambda row: NEVER if row.recovery.given_back is None else row.recovery.given_back),
     "recovery_seconds": ("recovery, s", lambda row: NEVER if row.recovery.seconds is None else row.recovery.seconds),
 }
 """By name: in words, and of a trial."""
@@ -295,7 +297,7 @@ def _worst(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
 
 
 HEADINGS = (
-    "attack", "ending", "memory MiB", "disk MiB", "processes", "slowest process ms", "slowest write ms", "recovery s", "left behind",
+    "attack", "ending", "memory MiB", "disk MiB", "processes", "slowest process ms", "slowest write ms", "given back s", "recovery s", "left behind",
 )  # fmt: skip
 
 
@@ -310,6 +312,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.taken.tasks:.0f}",
         _heartbeat(beats["process"]),
         _heartbeat(beats["write"]),
+        "not" if row.recovery.given_back is None else f"{row.recovery.given_back:.1f}",
         f"not {', '.join(row.recovery.lacking)}" if row.recovery.seconds is None else f"{row.recovery.seconds:.1f}",
         ", ".join(row.left) or "nothing",
     ]
@@ -346,7 +349,7 @@ def show(found: Mapping[str, Any], rows: Sequence[Row]) -> str:
         "|---|---|---|",
         *(f"| {WORST[name][0]} | {_figure(one['value'])} | {one['attack']} |" for name, one in worst.items()),
         "",
-        f"none succeeded, nothing left, as before within {found['recovery_cap_seconds']:.0f} s: {'yes' if found['holds'] else 'NO'}",
+        f"none succeeded, nothing left, all given back within {found['recovery_cap_seconds']:.0f} s: {'yes' if found['holds'] else 'NO'}",
     ]
     return "\n".join(lines)
 

@@ -25,6 +25,8 @@ from runner.errors import EngineError
 
 PERIOD_SECONDS = 0.1
 WRITTEN = bytes(4096)
+HELD = ("AnonPages", "Shmem", "SUnreclaim", "KernelStack", "PageTables")
+"""Of /proc/meminfo: what somebody has."""
 ANSWER_SECONDS = 120.0
 """A heartbeat that takes longer is not waited for: then something is wrong with the sampler itself."""
 
@@ -37,6 +39,8 @@ class Gauge:
     """Seconds of the monotonic clock, which all processes share."""
     memory: int
     """Bytes that the kernel could give out without swapping (MemAvailable)."""
+    held: int
+    """Bytes that processes and the kernel itself hold and that cannot be had by dropping files (`HELD`)."""
     disk: tuple[int, ...]
     """Free bytes of each file system, root's reserve included."""
     tasks: int
@@ -65,6 +69,7 @@ class Before:
     """What the host was like when nothing went on: medians."""
 
     memory: float
+    held: float
     drift: float
     """Bytes of memory by which the last third of that time had more than the first."""
     disk: tuple[float, ...]
@@ -104,15 +109,16 @@ class Tolerance:
     """How near to before is as before."""
 
     memory: int
-    """Bytes."""
+    """Bytes, of what is available and of what is held."""
     disk: int
     """Bytes."""
     tasks: int
 
     def lacking(self, before: Before, now: Gauge) -> tuple[str, ...]:
-        """What the host does not have again: of memory, disk and processes."""
+        """What the host does not have again: of `memory` (available), `held memory`, `disk` and `processes`."""
         has = {
             "memory": now.memory >= before.memory - self.memory,
+            "held memory": now.held <= before.held + self.memory,
             "disk": all(free >= had - self.disk for free, had in zip(now.disk, before.disk, strict=True)),
             "processes": now.tasks <= before.tasks + self.tasks,
         }
@@ -125,6 +131,9 @@ class Recovery:
 
     seconds: float | None
     """None: not within the cap."""
+    given_back: float | None
+    """The same but for available memory: nobody holds anything any more, and how soon the machine offers it again is its own
+    affair.  A virtual machine may hand freed pages to its host first."""
     lacking: tuple[str, ...] = ()
     """What was not as before at the cap."""
 
@@ -165,6 +174,7 @@ class Sampler:
         third = max(len(memory) // 3, 1)
         return Before(
             memory=statistics.median(memory),
+            held=statistics.median(one.held for one in gauges),
             drift=statistics.median(memory[-third:]) - statistics.median(memory[:third]),
             disk=tuple(statistics.median(one.disk[i] for one in gauges) for i in range(len(self.places))),
             tasks=statistics.median(one.tasks for one in gauges),
@@ -185,15 +195,17 @@ class Sampler:
 
     def recovery(self, since: float, before: Before, tolerance: Tolerance, cap: float) -> Recovery:
         """Waits until all is as before, at most `cap` seconds after `since`."""
-        seen = 0
+        seen, given_back = 0, None
         with self._news:
             while True:
                 for one in self._gauges[seen:]:
                     lacking = tolerance.lacking(before, one)
+                    if one.at >= since and given_back is None and {*lacking} <= {"memory"}:
+                        given_back = one.at - since
                     if one.at >= since and not lacking:
-                        return Recovery(seconds=one.at - since)
+                        return Recovery(seconds=one.at - since, given_back=given_back)
                     if one.at >= since + cap:
-                        return Recovery(seconds=None, lacking=lacking)
+                        return Recovery(seconds=None, given_back=given_back, lacking=lacking)
                 seen = len(self._gauges)
                 self._wait()
 
@@ -301,12 +313,13 @@ def _repeat(measure: Callable[[], object], send: Callable[[object], None]) -> No
 
 def _look(places: Sequence[str]) -> Gauge:
     at = time.monotonic()
-    memory = next(line.split()[1] for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    memory = {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in Path("/proc/meminfo").read_text().splitlines())}
     words = Path("/proc/loadavg").read_text().split()
     found = [os.statvfs(place) for place in places]
     return Gauge(
         at=at,
-        memory=int(memory) << 10,
+        memory=memory["MemAvailable"],
+        held=sum(memory[name] for name in HELD),
         disk=tuple(one.f_bfree * one.f_frsize for one in found),
         tasks=int(words[3].split("/")[1]),
         load=float(words[0]),
