@@ -244,6 +244,11 @@ def _private_folder(path: Path) -> None:
         path.chmod(0o700)
 
 
+def trial_folder(run: Path, trial: int) -> Path:
+    """Where one trial's files lie on the host."""
+    return run / "trials" / f"{trial:04d}"
+
+
 def record_to_json(record: Record) -> Event:
     """A record as JSON values."""
     return dataclasses.asdict(record)

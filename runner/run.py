@@ -17,7 +17,7 @@ from runner import evidence, verdicts
 from runner.codesize import smaller_by
 from runner.durable import write_durably
 from runner.errors import StateError, UsageError
-from runner.ledger import Event, Ledger, OpenTrial, record_to_json
+from runner.ledger import Event, Ledger, OpenTrial, record_to_json, trial_folder
 from runner.measure import CHECKPOINT, Measurement
 from runner.records import measurement_to_json, measurements_of, record_of
 from runner.task import Task
@@ -264,11 +264,6 @@ class Run:
         header = self.ledger.state.header
         assert header is not None
         return header
-
-
-def trial_folder(run: Path, trial: int) -> Path:
-    """Where one trial's files lie on the host."""
-    return run / "trials" / f"{trial:04d}"
 
 
 def _now() -> str:

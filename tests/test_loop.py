@@ -17,7 +17,7 @@ from runner.protocols import Agent
 from runner.run import Run
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
-from runner.trial import Compute, Ending, Measured, Proposal, Record, Refusal, Verdict
+from runner.trial import Compute, Ending, Measured, Proposal, Record, Refusal, Spent, Verdict
 from runner.tried import OPEN, Gate
 from runner.workspace import Workspace
 from tests.conftest import run_git
@@ -168,6 +168,36 @@ def test_limits_belong_to_one_invocation(bench: Bench) -> None:
     assert bench.run(ScriptedAgent(list(sources)), Stops(trials=2)).judged == 2
 
     assert [record.trial for record in bench.records] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    ("costs", "most", "judged"),
+    [
+        # The fourth would begin below the limit and could end above it.
+        ([1.0, 1.0, 1.0, 1.0], 3.5, 3),
+        # As dear as the dearest so far.
+        ([0.1, 2.0, 0.1, 0.1], 3.0, 2),
+        ([1.0, 1.0], 2.0, 2),
+        ([1.0], 0.0, 0),
+        # What nobody counts is not taken for a sum; the agent refuses to go on with it.
+        ([None, None, None], 0.5, 3),
+    ],
+)
+def test_no_proposal_is_asked_for_that_could_cost_more_than_is_left(bench: Bench, costs: list[float | None], most: float, judged: int) -> None:
+    refusals = [Refusal(agent="scripted", idea=f"idea {at}", reason="no", token=str(at), spent=Spent(cost_usd=cost)) for at, cost in enumerate(costs)]
+
+    outcome = bench.run(ScriptedAgent(list(refusals)), Stops(usd=most))
+
+    assert outcome.judged == judged
+    ran_out = judged == len(costs) and outcome.reason == "the agent has nothing more to propose"
+    assert ran_out or f"of ${most:g} are spent" in outcome.reason
+
+
+def test_what_an_earlier_invocation_spent_is_not_this_ones(bench: Bench) -> None:
+    one = Refusal(agent="scripted", idea="an idea", reason="no", token="0", spent=Spent(cost_usd=1.0))
+    assert bench.run(ScriptedAgent([one]), Stops(usd=1.0)).judged == 1
+
+    assert bench.run(ScriptedAgent([one, one]), Stops(usd=1.0)).judged == 1
 
 
 def test_no_new_trial_after_the_hours(bench: Bench) -> None:

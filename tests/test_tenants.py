@@ -48,7 +48,7 @@ def made(env: list[str] | None = None, **host: Any) -> dict[str, Any]:
     ],
 )
 def test_a_container_may_use_the_gpu_it_was_given(found: dict[str, Any], index: int, *, may: bool) -> None:
-    assert uses(found, Gpu(index=index, uuid=UUID, name="a card", memory_gb=40, minor=2)) is may
+    assert uses(found, Gpu(index=index, uuid=UUID, name="a card", memory_gb=40, minor=index)) is may
 
 
 @pytest.mark.parametrize(
@@ -84,3 +84,10 @@ def test_who_was_given_so_many_cards_or_a_cards_file_may_use_its_parts(gpu: Gpu)
     assert uses(made(Devices=[{"PathOnHost": "/dev/nvidia2"}]), gpu)
     assert not uses(made(DeviceRequests=[{"Count": 2}]), gpu)
     assert not uses(made(Devices=[{"PathOnHost": "/dev/nvidia1"}]), gpu)
+
+
+def test_the_device_file_is_named_by_its_own_number_and_not_by_the_index() -> None:
+    card = Gpu(index=0, uuid="GPU-C", name="a card", memory_gb=40, minor=3)
+    for number, may in ((3, True), (0, False)):
+        device = {"PathOnHost": f"/dev/nvidia{number}", "PathInContainer": "/dev/nvidia0", "CgroupPermissions": "rw"}
+        assert uses({"HostConfig": {"Devices": [device]}, "Config": {"Env": []}}, card) is may

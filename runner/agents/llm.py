@@ -22,6 +22,7 @@ from runner.agents.failures import refuse_useless
 from runner.agents.grammar import GRAMMAR, GRAMMAR_WHOLE, Answer
 from runner.agents.matching import apply
 from runner.agents.prompt import Count, Facts
+from runner.agents.shown import NOTES
 from runner.durable import write_durably
 from runner.errors import AgentError
 from runner.trial import Ending, Proposal, Record, Refusal, Spent, Verdict
@@ -38,7 +39,7 @@ UNUSABLE = {
     Finish.FILTERED: "The provider's filter withheld it.",
     Finish.NOTHING: "There was nothing in it.",
 }
-TRANSCRIPTS, NOTES = "llm", "notes.md"
+TRANSCRIPTS = "llm"
 NOTES_LIMIT = 8000
 MENDED = (Ending.CRASHED, Ending.OUT_OF_MEMORY, Ending.TIMED_OUT, Ending.INVALID_OUTPUT)
 """Endings that a model can do something about."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runner.report.summary import NO_IDEAS
 from runner.report.text import plain
 from runner.trial import Kind, Record, Verdict
 
@@ -21,7 +22,7 @@ NEAR_MISSES = 3
 NEAR = 0.25
 """A near miss is no worse than this part of the gain that was needed."""
 IDEA_WIDTH = 120
-NO_TRIES = (Verdict.BASELINE, Verdict.REPEAT, Verdict.INVALID)
+NO_TRIES = (*NO_IDEAS, Verdict.INVALID)
 """Nothing was tried: measurements of what is known, and proposals that came to no trial."""
 
 

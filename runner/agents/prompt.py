@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from runner.report.summary import NO_IDEAS
 from runner.report.text import block, plain
 from runner.trial import Ending, Kind, Record, Verdict
 
@@ -23,8 +24,6 @@ DIFF_LINES, LOG_LINES, CURVE_POINTS = 40, 15, 6
 LINE_WIDTH = 200
 """Of quoted lines of logs and diffs."""
 WHY_LIMIT = 1200
-UNJUDGED = (Verdict.BASELINE, Verdict.REPEAT)
-"""Not tries of anybody's."""
 IN_THE_FORM = "Answer with one proposal in the form above, and nothing else."
 NO_SCORE = (Verdict.CRASH, Verdict.INVALID)
 
@@ -98,7 +97,7 @@ def build(facts: Facts, *, grammar: str, limit: int, count: Count, ask: str = IN
 
 def _ladder(facts: Facts) -> Iterator[_Shown]:
     """From everything to the least, in the order of the module's docstring."""
-    most = min(DETAILED, sum(one.record.verdict not in UNJUDGED for one in facts.tries))
+    most = min(DETAILED, sum(one.record.verdict not in NO_IDEAS for one in facts.tries))
     yield from (_Shown(diffs, most) for diffs in range(most, -1, -1))
     yield from (_Shown(0, details) for details in range(most - 1, -1, -1))
     yield _Shown(0, 0, rows=False)
@@ -120,7 +119,7 @@ def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
     yield _titled("Machine, budget and baseline", "\n".join(_profile(facts)))
     if facts.notes.strip():
         yield _titled("Notes so far", facts.notes.strip())
-    tries = [one for one in facts.tries if one.record.verdict not in UNJUDGED]
+    tries = [one for one in facts.tries if one.record.verdict not in NO_IDEAS]
     yield from _history(tries, shown)
     failed = next((one for one in reversed(tries) if one.log_tail), None)
     if failed is not None:
@@ -136,7 +135,7 @@ def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
 
 def history(facts: Facts) -> str:
     """All tries, and the last ones in full, whatever a model's context takes."""
-    return "\n\n".join(_history([one for one in facts.tries if one.record.verdict not in UNJUDGED], _Shown(DETAILED, DETAILED))) + "\n"
+    return "\n\n".join(_history([one for one in facts.tries if one.record.verdict not in NO_IDEAS], _Shown(DETAILED, DETAILED))) + "\n"
 
 
 def _history(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from runner.agents.edits import Edit, RefusedEditError, apply_edits, apply_patch
 from runner.constants import set_constants
 from runner.errors import StateError, UsageError
-from runner.ledger import JOURNAL, read
+from runner.ledger import JOURNAL, read, trial_folder
 from runner.literals import Value
 from runner.trial import Kind, Proposal, Record, Refusal
 
@@ -212,7 +212,7 @@ def _run(folder: Path) -> list[_Item]:
 
 
 def _recorded(folder: Path, record: Record) -> _Item:
-    path = folder / "trials" / f"{record.trial:04d}" / "train.py"
+    path = trial_folder(folder, record.trial) / "train.py"
     change = partial(_whole, _read(path)) if path.is_file() else partial(_refused, record.reason)
     return _Item(idea=record.idea, why=record.why, risk=record.risk, kind=Kind(record.kind), change=change)
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.agents.prompt import DETAILED, UNJUDGED, Facts, Try
+from runner.agents.prompt import DETAILED, Facts, Try
 from runner.difftext import unified_diff
 from runner.durable import append_durably
 from runner.errors import UsageError
+from runner.ledger import trial_folder
+from runner.report.summary import NO_IDEAS
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -38,7 +40,7 @@ class Place:
 
     def source(self, trial: int) -> str:
         """The file that a trial proposed, as it was measured."""
-        return (self.run / "trials" / f"{trial:04d}" / "train.py").read_bytes().decode(errors="replace")
+        return (trial_folder(self.run, trial) / "train.py").read_bytes().decode(errors="replace")
 
     def facts(self, champion: str, history: Sequence[Record]) -> Facts:
         """Everything for the next prompt; the person's files are read anew each time.  Raises `UsageError` without a brief."""
@@ -58,7 +60,7 @@ class Place:
     def _tries(self, history: Sequence[Record]) -> Iterator[Try]:
         """Files are read only for what a prompt may show of them: a run has thousands of trials."""
         made = {record.commit: record.trial for record in reversed(history) if record.commit is not None}
-        told = {one.trial for one in [one for one in history if one.verdict not in UNJUDGED][-DETAILED:]}
+        told = {one.trial for one in [one for one in history if one.verdict not in NO_IDEAS][-DETAILED:]}
         failed = next((one for one in reversed(history) if one.verdict is Verdict.CRASH and one.log_path is not None), None)
         for record in history:
             diff = ""

@@ -131,8 +131,8 @@ def export_model(
     as_json: JsonOption = False,
 ) -> None:
     """Copy the checkpoint of a kept trial (safetensors) out of the run's folder."""
+    from runner.ledger import trial_folder
     from runner.measure import CHECKPOINT
-    from runner.run import trial_folder
 
     _, folder, state = parts.look(task, tag)
     record = _record(state, trial)

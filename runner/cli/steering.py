@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 CONTEXT_TOKENS = 100_000
 """Of a prompt, unless the model's own limit is known to be lower or is named."""
 CHARACTERS_PER_TOKEN = 3.0
-"""Of code and English no tokenizer that is in use needs more tokens."""
-IDEAS = "ideas.md"
+"""Of code and English most tokenizers need fewer tokens; a model that finds a prompt too long is asked again with less."""
 
 ContextOption = Annotated[int | None, typer.Option("--context", min=1000, metavar="N", help="Tokens that a prompt may have. [default: 100000]")]
 
@@ -46,7 +45,10 @@ def hint(
 
 @app.command()
 def prompt(task: TaskOption = HERE, tag: TagOption = None, context: ContextOption = None, as_json: JsonOption = False) -> None:
-    """Print exactly what a model would be sent for the next proposal."""
+    """Print exactly what a model would be sent for the next proposal.
+
+    As a run sends it when it begins: without the look back that it may ask for first on a plateau, and in the form for edits.
+    """
     from runner.agents.llm import LlmAgent
     from runner.coarse import told
     from runner.verdicts import champion_of
@@ -68,7 +70,7 @@ def shown_by(folder: Path, checkout: Path, task: Task, header: dict[str, Any]) -
     """What the run in `folder` shows a model; brief and ideas are read from the `checkout`, where a person edits them."""
     from runner.agents import inwords
     from runner.agents.llm import Context
-    from runner.agents.shown import Place
+    from runner.agents.shown import IDEAS, Place
 
     place = Place(
         run=folder,
@@ -83,7 +85,7 @@ def shown_by(folder: Path, checkout: Path, task: Task, header: dict[str, Any]) -
 
 
 def count(text: str) -> int:
-    """Tokens of a text, an upper bound for any model's tokenizer on what prompts are made of."""
+    """Tokens of a text, estimated without the model's own tokenizer and rather too many."""
     return int(len(text) / CHARACTERS_PER_TOKEN) + 1
 
 

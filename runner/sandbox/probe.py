@@ -117,8 +117,9 @@ def probe(
     """Everything that a trial's container could do and must not; nothing if the engine isolates.
 
     `apparmor`: the engine says that it has that too.  `host_kernel`: the release of the machine's kernel, if trials run by a
-    runtime with a kernel of its own; None if they do not.  `device_file`: the name of the card's, if `gpu` is given.  Takes a second or two.  Raises `EngineError` if the probe itself
-    could not run, and what `Sandbox.run` raises.
+    runtime with a kernel of its own; None if they do not.  `device_file`: the name of the card's, if `gpu` is given.
+
+    Takes a second or two.  Raises `EngineError` if the probe itself could not run, and what `Sandbox.run` raises.
     """
     masked = masked_paths(gpu=gpu is not None)
     limits, processes = (LIMITS, MANY_PROCESSES) if host_kernel is None else (OWN_KERNEL_LIMITS, 0)

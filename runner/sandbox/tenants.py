@@ -49,7 +49,7 @@ def uses(made: Mapping[str, Any], gpu: Gpu) -> bool:
         elif {_plain(str(name)) for name in request.get("DeviceIDs") or ()} & names:
             return True
     # The file is the card's, and nobody can say here which of its parts is meant.
-    if any(device.get("PathOnHost") == f"/dev/nvidia{gpu.index}" for device in host.get("Devices") or ()):
+    if any(device.get("PathOnHost") == f"/dev/{gpu.device_file}" for device in host.get("Devices") or ()):
         return True
     # How the NVIDIA runtime is asked, where it is the default or is named.
     environment = dict(line.split("=", 1) for line in made["Config"].get("Env") or () if "=" in line)

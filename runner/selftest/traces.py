@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from runner.run import trial_folder
+from runner.ledger import trial_folder
 from runner.selftest.outcome import Evidence
 from runner.trial import Record
 
