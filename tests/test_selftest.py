@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from runner.cli import app
 from runner.errors import UsageError
 from runner.gates import GateLimits, fingerprint, refuse
+from runner.ledger import trial_folder
 from runner.prepare import Prepared, load
 from runner.resources import resource
-from runner.run import trial_folder
 from runner.selftest import catalogue
 from runner.selftest.agent import AttackAgent
 from runner.selftest.catalogue import Attack
