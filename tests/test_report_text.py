@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from runner.report.live import trial_line
+from runner.report.live import LiveView, trial_line
 from runner.report.show import show_text
 from runner.report.summary import ranks, summarise
 from runner.report.table import print_log, status_lines, status_values
 from runner.report.text import block, plain
-from runner.trial import AuditFacts, Ending, Measured, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Ending, Measured, Progress, Record, Seconds, Verdict
 from tests.records import baseline, record
 
 EVIL = "\x1b[2J\x1b]0;title\x07[bold red]hi[/] \x9b31m\u202egnp\u202c\x00\r\nsecond\tline\x7f\x85\ud800"
@@ -243,3 +244,19 @@ def test_show_of_a_refused_proposal_and_of_the_baseline() -> None:
     assert "commit    none: it was refused before it became one\n" in refused
     assert "Diff" not in refused
     assert show_text(baseline(0), "").endswith("Diff\n  none: the file is the same\n")
+
+
+def test_the_live_line_goes_on_after_the_champion_was_measured_in_between(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    view = LiveView(tmp_path, console=Console(file=screen, force_terminal=True, width=160, highlight=False, soft_wrap=True))
+    view.started(3, "a wider model")
+    view.started(4, "the champion again")
+    view.progress(4, Progress(phase="claim", seconds=2.0))
+    view.finished(record(4, Verdict.REPEAT, idea="the champion again"), [baseline(0), record(4, Verdict.REPEAT)])
+    before = len(screen.getvalue())
+    view.progress(3, Progress(phase="train", seconds=7.0))
+    view.close()
+    shown = screen.getvalue()[before:]
+    assert "a wider model" in shown
+    assert "train 7 s" in shown
+    assert "the champion again" not in shown

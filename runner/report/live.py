@@ -26,33 +26,32 @@ IDEA_WIDTH = 48
 class LiveView:
     """Implements `runner.protocols.View` for a person."""
 
-    def __init__(self, folder: Path, records: Sequence[Record] = ()) -> None:
-        """`records` are those that the run has already."""
+    def __init__(self, folder: Path, records: Sequence[Record] = (), console: Console | None = None) -> None:
+        """`records` are those that the run has already; `console`: None is the standard output's."""
         self._folder = folder
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
-        self._idea = ""
+        self._ideas: dict[int, str] = {}
+        """Of the trials under way: the champion may be measured again while a candidate waits for that."""
         self._best = summarise(records).best_score
         self._told = 0.0
 
     def started(self, trial: int, idea: str) -> None:
         """See `View`."""
-        self._idea, self._told = plain(idea, IDEA_WIDTH), time.monotonic()
-        if self._console.is_terminal:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
-        self._show(f"{trial:>4}  {self._idea:<{IDEA_WIDTH}}  starting")
+        self._ideas[trial], self._told = plain(idea, IDEA_WIDTH), time.monotonic()
+        self._show(trial, "starting")
 
     def progress(self, trial: int, progress: Progress) -> None:
         """See `View`."""
         step = "" if progress.step is None else f"  step {progress.step}"
         loss = "" if progress.loss is None else f"  loss {progress.loss:.3f}"
         best = "" if self._best is None else f"  best {self._best:.4f}"
-        self._show(f"{trial:>4}  {self._idea:<{IDEA_WIDTH}}  {progress.phase} {progress.seconds:.0f} s{step}{loss}{best}")
+        self._show(trial, f"{progress.phase} {progress.seconds:.0f} s{step}{loss}{best}")
 
     def finished(self, record: Record, records: Sequence[Record]) -> None:
         """See `View`."""
         self.close()
+        self._ideas.pop(record.trial, None)
         self._best = summarise(records).best_score
         self._console.print(Text(trial_line(record, self._best), style=STYLES[record.verdict]))
         publish(self._folder, records)
@@ -63,12 +62,16 @@ class LiveView:
             self._live.stop()
             self._live = None
 
-    def _show(self, line: str) -> None:
-        if self._live is not None:
+    def _show(self, trial: int, what: str) -> None:
+        line = f"{trial:>4}  {self._ideas.get(trial, ''):<{IDEA_WIDTH}}  {what}"
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
-        elif not self._console.is_terminal and time.monotonic() - self._told >= LINE_SECONDS:
+        elif time.monotonic() - self._told >= LINE_SECONDS:
             self._told = time.monotonic()
-            print(line, flush=True)  # noqa: T201 - a view
+            self._console.print(Text(line))
 
 
 class JsonView:
