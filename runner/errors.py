@@ -11,13 +11,15 @@
      ├── StateError        7   repository or state folder: held, full, moved, checked out
      └── BaselineError     8   the baseline gave no score
     KeyboardInterrupt    130   Ctrl-C
-    Terminated           143   SIGTERM
+    Terminated           143   SIGTERM; 129 where the terminal has closed (SIGHUP)
 
 A trial that fails is a value (`runner.trial.Result`), never one of these.  A message says what is
 wrong, where, and what to do next.  Anything else that escapes is a defect of ours (exit code 70).
 """
 
 from __future__ import annotations
+
+import signal
 
 EXIT_DEFECT = 70
 
@@ -71,6 +73,8 @@ class BaselineError(AutoresearchError):
 
 
 class Terminated(BaseException):
-    """SIGTERM: like KeyboardInterrupt, nothing but the error boundary may stop it."""
+    """SIGTERM or SIGHUP: like KeyboardInterrupt, nothing but the error boundary may stop it."""
 
-    exit_code = 143
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number

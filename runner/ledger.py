@@ -11,14 +11,16 @@ import dataclasses
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from runner.errors import StateError
+from runner.interrupts import held_back
 from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
 
 FORMAT, FORMAT_WITH_RUNTIME = 2, 3
@@ -132,8 +134,14 @@ class Ledger:
         """Append one event; it is on the disk when this returns."""
         entry = {"event": event, **fields}
         line = (json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n").encode()
+        with held_back():
+            self._append(line)
+            self.state.apply(entry)
+
+    def _append(self, line: bytes) -> None:
         with _disk_errors(self._path):
             file = self._open()
+            self._refuse_gone(file)
             before = os.fstat(file).st_size
             try:
                 _write_all(file, line)
@@ -141,7 +149,18 @@ class Ledger:
             except OSError:
                 os.ftruncate(file, before)
                 raise
-        self.state.apply(entry)
+
+    def _refuse_gone(self, file: int) -> None:
+        try:
+            same = os.path.samestat(self._path.lstat(), os.fstat(file))
+        except (FileNotFoundError, NotADirectoryError):
+            same = False
+        if not same:
+            message = (
+                f"{self._path} was removed or replaced while this run wrote to it: put the folder back, or start another run with --new. "
+                f"What was tried is in git (refs/autoresearch/{self.folder.name}/)"
+            )
+            raise StateError(message)
 
     def close(self) -> None:
         """Close the file."""
@@ -160,7 +179,8 @@ def read(folder: Path) -> State:
 def writing(folder: Path) -> Iterator[Ledger]:
     """The run's ledger for the only process that may write it.  Raises `StateError` if another has it."""
     make_private(folder)
-    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with _disk_errors(folder / "lock"):
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
             _lock(lock)
@@ -234,9 +254,12 @@ def _private_folder(path: Path) -> None:
     if path.is_symlink():
         message = f"{path} is a link: the state folder must be a real folder of yours"
         raise StateError(message)
-    with _disk_errors(path):
-        path.mkdir(mode=0o700, exist_ok=True)
+    with _disk_errors(path), suppress(FileExistsError):
+        path.mkdir(mode=0o700)
     found = path.stat()
+    if not stat.S_ISDIR(found.st_mode):
+        message = f"{path} is no folder: the state folder must be a real folder of yours; move that away"
+        raise StateError(message)
     if found.st_uid != os.getuid():
         message = f"{path} belongs to another user: remove it, or work in a clone of your own"
         raise StateError(message)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import structlog
@@ -11,11 +12,24 @@ import structlog
 from runner.errors import StateError
 
 
+class _Lines:
+    """A logger of structlog's.  A line that does not get to the disk is lost: no measurement may be, for its sake."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError):
+            os.write(self._handle, f"{line}\n".encode(errors="replace"))
+
+    debug = info = warning = error = critical = msg
+
+
 @contextmanager
 def events_to(path: Path) -> Iterator[None]:
     """Append every event logged inside the block to `path`.  Raises `StateError` if it cannot be opened."""
     try:
-        file = path.open("a", encoding="utf-8", buffering=1)
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}"
         raise StateError(message) from error
@@ -26,11 +40,11 @@ def events_to(path: Path) -> Iterator[None]:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=file),
+        logger_factory=lambda *_: _Lines(handle),
         cache_logger_on_first_use=False,
     )
     try:
-        with file:
-            yield
+        yield
     finally:
         structlog.reset_defaults()
+        os.close(handle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Protocol
 import structlog
 
 from runner.coarse import told, told_one
-from runner.errors import BaselineError, EngineError, GpuError
+from runner.errors import BaselineError, EngineError, GpuError, StateError, Terminated
+from runner.interrupts import name_of
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
 from runner.protocols import Agent, View
@@ -236,6 +238,10 @@ class Loop:
             ))  # fmt: skip
         except EngineError as error:
             run.ledger.write("failed", trial=trial, reason=str(error))
+            raise
+        except (KeyboardInterrupt, Terminated) as signalled:
+            with suppress(StateError):
+                run.ledger.write("interrupted", trial=trial, signal=name_of(signalled))
             raise
         run.measured(trial, index, replace(found, seed=run.seed(trial, index)), confirmed=step.do is Do.CONFIRM)
 

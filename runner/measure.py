@@ -21,6 +21,7 @@ from runner.errors import EngineError
 from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place
 from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
+from runner.room import refuse_full
 from runner.task import Task
 from runner.told import told_by
 from runner.trial import AuditFacts, Compute, Ending, Progress, Result, Seconds
@@ -107,6 +108,7 @@ class Measurer:
         where the audit looks.  `created` is told phase and container id before each container starts.  Raises what
         `Sandbox.run` raises, `DataError` if the prepared data are not sound, and `StateError`.
         """
+        refuse_full(folder, self._phases.room(references, self._split))
         for old in folder.glob("audit-*.npz"):  # of a measurement that was under way when the runner died
             old.unlink()
         work = Work(self._sandbox, trial, folder, seed, caps, created, progress)

@@ -19,6 +19,7 @@ from runner.measure import Measurement
 from runner.phases import environment
 from runner.protocols import Sandbox
 from runner.reported import SCORE_LEVEL, RefusedMetricError, parse
+from runner.room import refuse_full
 from runner.task import Task
 from runner.trial import Ending, InputFile, Limits, OutputFile, Progress, Result, Seconds, TrialSpec
 
@@ -64,6 +65,7 @@ class ReportedMeasurer:
 
         `val_bpb` is the metric in its own unit and direction.  Raises what `Sandbox.run` raises.
         """
+        refuse_full(folder, 2 * self._task.limits.log_mb << 20)  # the output, and the log that has it too
         spec = self._spec(trial, folder, seed=seed, seconds=caps.train)
         result = self._sandbox.run(
             spec, folder, created=lambda name: created(spec.phase, name), progress=progress

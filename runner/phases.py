@@ -59,6 +59,20 @@ class Phases:
     def __init__(self, task: Task, prepared: Prepared, place: Place) -> None:
         self._task, self._prepared, self._place = task, prepared, place
 
+    def room(self, references: Sequence[Path], split: Split = "val") -> int:
+        """Bytes on the host's disk that a measurement may need beside the `references`, the baselines' folders.
+
+        A checkpoint is taken to be as large as the first baseline's, which is kept.
+        """
+        data, limits, options = self._prepared, self._task.limits, self._task.score
+        row, rows = 2 * (data.sequence_length + 1), len(data.rows(split))
+        handed = self._handed_rows() if self._task.budget.steps is not None else 0
+        sizes = [path.stat().st_size for one in references if (path := one / CHECKPOINT).exists()]
+        rounds = max(options.audit_rounds, options.confirm_rounds)
+        claimed = 2 * 4 * rows * data.sequence_length  # for a moment it is there twice
+        asked = rounds * rows * (row + 4 * data.vocab_size)
+        return row * max(handed, rows) + max(sizes, default=0) + claimed + asked + (limits.log_mb << 20)
+
     def train(self, trial: int, folder: Path, *, seed: int, cap: Cap) -> TrialSpec:
         """Training: sees the training rows behind the gate, gives a checkpoint."""
         budget = self._task.budget
@@ -87,7 +101,7 @@ class Phases:
     ) -> TrialSpec:
         """The claim: the checkpoint and all rows of `split`, in `order`, behind the gate."""
         data = self._prepared
-        data.rows(split)[order].tofile(folder / ROWS)
+        (folder / ROWS).write_bytes(data.rows(split)[order].tobytes())
         self._tell(
             folder,
             phase="claim",
@@ -150,7 +164,7 @@ class Phases:
             assert self._place.data_volume is not None
             return (), (VolumeMount(volume=self._place.data_volume, target="/data", gated=True),)
         rows = handed_out(self._prepared.train_rows, self._handed_rows(), seed)
-        self._prepared.rows("train")[rows].tofile(folder / ROWS)
+        (folder / ROWS).write_bytes(self._prepared.rows("train")[rows].tobytes())
         return (InputFile(name=ROWS, path=folder / ROWS),), ()
 
     def _handed_rows(self) -> int:

@@ -20,6 +20,7 @@ import git
 import git.exc
 
 from runner.errors import StateError
+from runner.interrupts import held_back
 
 STATE_FOLDER = ".autoresearch"
 NOTES_REF = "refs/notes/autoresearch"
@@ -32,7 +33,14 @@ _EXECUTABLE = "100755"
 _REGULAR = ("100644", _EXECUTABLE)
 BATCH_BYTES = 16 << 20
 """Read from git at once; a call for each file takes 5 ms."""
+_LOCKED = re.compile(r"Unable to create '([^']+\.lock)': File exists")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+_ELSEWHERE = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE", "GIT_CONFIG_PARAMETERS",
+)  # fmt: skip
+"""Git sets some of these for what it starts itself, hooks and aliases; they would send our calls to another repository."""
 
 # Whatever a repository's own configuration or the user's says, git must not run a program for it.
 _QUIET_CONFIG = {
@@ -44,6 +52,12 @@ _QUIET_CONFIG = {
     "gc.auto": "0",
     "maintenance.auto": "false",
     "protocol.allow": "never",
+    # Somebody else may just be packing references; what takes longer than this has died.
+    "core.filesRefLockTimeout": "3000",
+    "core.packedRefsTimeout": "3000",
+    # Neither a candidate's id nor where its tree is put together is the repository's to say.
+    "i18n.commitEncoding": "UTF-8",
+    "core.splitIndex": "false",
     "safe.directory": "*",
 }
 
@@ -81,6 +95,8 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         """Raises `StateError` if `folder` is in no usable repository."""
+        for name in _ELSEWHERE:
+            os.environ.pop(name, None)
         try:
             self._repo = git.Repo(folder, search_parent_directories=True)
         except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
@@ -278,6 +294,8 @@ class Workspace:
             self._git("update-ref", ref, new, old)
         except StateError as error:
             where = self._resolve(ref)
+            if (where or _ABSENT) == old:
+                raise  # it is where it should be, and something else is wrong
             message = (
                 f"{ref.removeprefix('refs/heads/')} is at {where[:7] if where else 'no commit'} and not where this run left it "
                 f"({old[:7]}): somebody moved it. Put it back (`git update-ref {ref} {old[:12]}`) or start another --tag"
@@ -302,10 +320,22 @@ class Workspace:
     def _bytes(self, *arguments: str, stdin: BinaryIO | None = None) -> bytes:
         try:
             command = ["git", *arguments]
-            out = self._repo.git.execute(command, istream=stdin, stdout_as_string=False, strip_newline_in_stdout=False)
+            # In a session of its own, and waited for: a Ctrl-C is for us, and git ends what it has begun.
+            with held_back():
+                out = self._repo.git.execute(
+                    command, istream=stdin, stdout_as_string=False, strip_newline_in_stdout=False, start_new_session=True
+                )
         except git.exc.GitCommandError as error:
             said = str(error.stderr).replace("stderr:", "").strip().strip("'") or f"status {error.status}"
             message = f"git {arguments[0]} failed in {self.root}: {said}"
+            if locked := _LOCKED.search(said):
+                message = (
+                    f"git {arguments[0]} could not lock its files in {self.root}: {locked[1]} is there. If no git works in that repository, "
+                    "one died there: remove the file, and run the same command again"
+                )
+            raise StateError(message) from error
+        except git.exc.GitError as error:
+            message = f"git {arguments[0]} could not be started in {self.root}: {'is the folder still there?' if not self.root.is_dir() else error}"
             raise StateError(message) from error
         assert isinstance(out, bytes)
         return out
@@ -341,6 +371,10 @@ def _environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_ATTR_NOSYSTEM": "1",
         "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_GRAFT_FILE": os.devnull,
+        # A repository that lacks objects may name a program that fetches them, and say that it is allowed.
+        "GIT_NO_LAZY_FETCH": "1",
+        "GIT_ALLOW_PROTOCOL": "",
         "GIT_TERMINAL_PROMPT": "0",
         "GIT_OPTIONAL_LOCKS": "0",
         "GIT_PAGER": "cat",

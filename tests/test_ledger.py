@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -179,19 +180,47 @@ def test_a_state_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
-    """A real file system that is full: /dev/full refuses every write."""
+    """The kernel takes ten bytes of the line and refuses the rest, as a disk does that is full."""
     folder = tmp_path / "s" / "t"
     with ledger.writing(folder) as run:
         run.write("run", format=ledger.FORMAT)
-        full = os.open("/dev/full", os.O_RDWR)
-        assert run._fd is not None
-        os.dup2(full, run._fd)
-        os.close(full)
-        with pytest.raises(StateError, match="cannot write"):
+        before = (folder / "journal.jsonl").read_bytes()
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, usual[1]))
+        try:
+            with pytest.raises(StateError, match=r"cannot write .*File too large. Nothing recorded is lost"):
+                run.write("proposed", trial=0, idea="x")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+        assert run.state.open is None
+        assert (folder / "journal.jsonl").read_bytes() == before
+        run.write("proposed", trial=0, idea="y")
+
+    assert ledger.read(folder).opened[0].proposed["idea"] == "y"
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "moved with its state folder"])
+def test_a_journal_that_went_away_is_said_and_not_written_on(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "s" / "t"
+    with ledger.writing(folder) as run:
+        run.write("run", format=ledger.FORMAT)
+        path = folder / "journal.jsonl"
+        if how == "moved with its state folder":
+            (tmp_path / "s").rename(tmp_path / "elsewhere")
+        else:
+            path.rename(folder / "saved")
+        if how == "replaced":
+            path.write_text("")
+        with pytest.raises(StateError, match=r"journal.jsonl was removed or replaced .* start another run with --new.*refs/autoresearch/t/"):
             run.write("proposed", trial=0, idea="x")
         assert run.state.open is None
 
-    assert ledger.read(folder).header is not None
+
+def test_a_state_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("")
+
+    with pytest.raises(StateError, match=r"/s is no folder: .* move that away"):
+        write_all(tmp_path / "s" / "t")
 
 
 def test_a_state_folder_that_others_can_read_is_closed_to_them(tmp_path: Path) -> None:

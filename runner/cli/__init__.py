@@ -5,7 +5,17 @@ The one place that builds concrete classes.  What is slow to import is imported 
 
 from __future__ import annotations
 
-from runner.cli import looking, running, selftesting, serving, setting_up, steering  # registers the commands
-from runner.cli.app import app
+from runner.interrupts import at_once
+
+with at_once():  # nothing has begun
+    from runner.cli import (  # registers the commands
+        looking,
+        running,
+        selftesting,
+        serving,
+        setting_up,
+        steering,
+    )
+    from runner.cli.app import app
 
 __all__ = ["app", "looking", "running", "selftesting", "serving", "setting_up", "steering"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import tempfile
 import traceback
@@ -12,13 +11,13 @@ from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import Abort, Exit, TyperException
 
+from runner import interrupts
 from runner.errors import EXIT_DEFECT, AutoresearchError, StateError, Terminated
 
 KEPT = "what was measured is kept, the same command goes on"
@@ -35,7 +34,7 @@ class Boundary(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; see `runner.errors` for the codes."""
         try:
-            signal.signal(signal.SIGTERM, _terminated)
+            interrupts.listen()
             return super().invoke(ctx)
         except AutoresearchError as error:
             _end(f"autoresearch: {error}", error.exit_code)
@@ -48,7 +47,7 @@ class Boundary(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(EXIT_BROKEN_PIPE) from None
         except OSError as error:
-            if error.errno not in DISK:
+            if not _of_the_state(error):
                 _defect()
             where = error.filename or "the state folder"
             _end(f"autoresearch: cannot write {where}: {error.strerror}. {KEPT.capitalize()}", StateError.exit_code)
@@ -74,14 +73,20 @@ HERE = Path()
 
 
 def _end(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
+    try:
+        typer.echo(message, err=True)
+    except OSError:  # the terminal has gone; the interpreter must not try to write to it once more
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, sys.stderr.fileno())
     raise SystemExit(code)
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    # A second one ends the process at once; whatever was under way is taken up by the next start.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    raise Terminated
+def _of_the_state(error: OSError) -> bool:
+    """Whether it is about the disk, or about something below the state folder, which is somebody else's doing and no defect."""
+    folder = run_folder.get()
+    below = folder is not None and error.filename and Path(os.fsdecode(error.filename)).is_relative_to(folder.parent)
+    return error.errno in DISK or bool(below)
 
 
 def _defect() -> NoReturn:

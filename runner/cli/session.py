@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ from runner.cli import parts
 from runner.cli.app import run_folder
 from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
 from runner.cli.starting import Wanted, held, refuse_other_level, refuse_other_wishes, which_run
-from runner.errors import DataError
+from runner.errors import AutoresearchError, DataError, Terminated
+from runner.interrupts import held_back
 from runner.ledger import Event, Ledger
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from runner.measure_reported import ReportedMeasurer
     from runner.prepare import Prepared
     from runner.protocols import Agent, Sandbox, View
-    from runner.sandbox.docker import Engine
+    from runner.sandbox.docker import DockerSandbox, Engine
     from runner.task import Task
     from runner.tried import Gate
     from runner.workspace import Workspace
@@ -72,7 +73,7 @@ class Session:
         engine = DockerSandbox(client, gpu=gpus.reading, cdi=offered, runtime=header.get("runtime"))
         engine.reap({"autoresearch.run": header["id"]})
         parts.reap_dead(engine, self.workspace.state)
-        with parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
+        with _leaving_nothing(engine, header["id"]), parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
             parts.try_isolation(
                 sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered,
                 runtime=header.get("runtime"), device_file=gpus.find(header["gpu"]).device_file if header["gpu"] else None, again=self.probed_anew,
@@ -160,7 +161,7 @@ def open_session(
     With `only_token` machine-readable output has that one proposal's record alone.
     """
     from runner.log import events_to
-    from runner.report.live import JsonView, LiveView
+    from runner.report.live import JsonView, LiveView, Unharmed, publish_missing
     from runner.task import load_task
 
     workspace = parts.open_workspace(task)
@@ -168,9 +169,10 @@ def open_session(
     workspace.refuse_checked_out(folder.name)
     checkout = load_task(task)
     with held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), ExitStack() as stack:
-        view = JsonView(folder, only_token=only_token) if as_json else LiveView(folder, run.state.records)
-        stack.callback(view.close)
         run_folder.set(folder)
+        view = Unharmed(JsonView(folder, only_token=only_token) if as_json else LiveView(folder, run.state.records))
+        stack.callback(view.close)
+        publish_missing(folder, run.state.records)
         header = run.state.header
         assert header is not None
         refuse_other_wishes(header, wanted)
@@ -188,6 +190,17 @@ def open_session(
             as_json=as_json,
             probed_anew=only_token is None,
         )
+
+
+@contextmanager
+def _leaving_nothing(engine: DockerSandbox, run: str) -> Iterator[None]:
+    """A signal may come between the making of a container and the block that removes it."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        with held_back(), suppress(AutoresearchError):
+            engine.reap({"autoresearch.run": run})
+        raise
 
 
 def _tell(workspace: Workspace, header: Event, task: Task, folder: Path) -> None:

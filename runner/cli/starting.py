@@ -72,6 +72,7 @@ def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> 
         )
         raise StateError(message)
     with ledger.writing(folder) as run:
+        (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
         if run.state.header is None:
             try:
                 header = _start(workspace, checkout, folder, wanted)
@@ -80,7 +81,6 @@ def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> 
                     shutil.rmtree(folder, ignore_errors=True)
                 raise
             run.write("run", **header)
-        (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
         header = run.state.header or {}
         if not run.state.records:
             workspace.start_branch(folder.name, header["base"])

@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+import structlog
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from runner.errors import StateError
 from runner.report.jsonrow import record_json
 from runner.report.summary import summarise, unverified
 from runner.report.table import STYLES, print_log
 from runner.report.text import plain
-from runner.report.tsv import write_tsv
+from runner.report.tsv import tsv_text, write_tsv
 from runner.trial import Progress, Record, Verdict
+
+log = structlog.get_logger()
 
 LINE_SECONDS = 5.0
 IDEA_WIDTH = 48
@@ -112,12 +117,53 @@ def trial_line(record: Record, best: float | None) -> str:
     return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<8}  {steps:>9}  {total:>7}  {mark}{why}"
 
 
+class Unharmed:
+    """A view whose failing harms no run: a terminal that has gone, a full disk.  Whoever read our output may still end it by going."""
+
+    def __init__(self, view: LiveView | JsonView) -> None:
+        self._view = view
+
+    def started(self, trial: int, idea: str) -> None:
+        """See `View`."""
+        self._tried(partial(self._view.started, trial, idea))
+
+    def progress(self, trial: int, progress: Progress) -> None:
+        """See `View`."""
+        self._tried(partial(self._view.progress, trial, progress))
+
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
+        """See `View`."""
+        self._tried(partial(self._view.finished, record, records))
+
+    def close(self) -> None:
+        """See `View`."""
+        self._tried(self._view.close)
+
+    def _tried(self, show: Callable[[], None]) -> None:
+        try:
+            show()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            log.warning("view.failed", reason=str(error))
+
+
 def publish(folder: Path, records: Sequence[Record]) -> None:
-    """Write results.tsv and progress.png of a run again."""
+    """Write results.tsv and progress.png of a run again.  If that fails it is said: the records are in the journal."""
     from runner.report.plot import draw_progress
 
-    write_tsv(records, folder / "results.tsv")
-    draw_progress(records, folder / "progress.png", tag=folder.name)
+    try:
+        write_tsv(records, folder / "results.tsv")
+        draw_progress(records, folder / "progress.png", tag=folder.name)
+    except StateError as error:
+        print(f"note: {error}; the next trial writes it again", file=sys.stderr)  # noqa: T201 - a view
+
+
+def publish_missing(folder: Path, records: Sequence[Record]) -> None:
+    """The same if results.tsv lacks some of the `records`: a runner may have died before it wrote them."""
+    path = folder / "results.tsv"
+    if records and (not path.exists() or path.read_bytes() != tsv_text(records).encode()):
+        publish(folder, records)
 
 
 def print_summary(folder: Path, editable: str, records: Sequence[Record], reason: str) -> None:

@@ -16,6 +16,7 @@ import docker
 import docker.errors
 
 from runner.errors import EngineError
+from runner.interrupts import held_back
 from runner.sandbox.connect import connect
 from runner.sandbox.translate import engine_errors, remove_container, remove_volume
 from runner.setup.steps import Heartbeat, Say
@@ -183,7 +184,7 @@ class Builder:
         try:
             yield
         finally:
-            with engine_errors():
+            with held_back(), engine_errors():
                 for container in self._client.api.containers(all=True, filters={"label": label}):
                     remove_container(self._client, container["Id"])
                 self._client.images.prune(filters={"dangling": True, "label": label})

@@ -13,6 +13,7 @@ import docker.errors
 
 from runner.disturbance import Reading
 from runner.errors import EngineError
+from runner.interrupts import held_back
 from runner.sandbox import container
 from runner.sandbox.cputime import CpuClock
 from runner.sandbox.create import create_container
@@ -106,7 +107,8 @@ class DockerSandbox:
         try:
             yield create_container(self._client, body, name)
         finally:
-            remove_container(self._client, name)
+            with held_back():
+                remove_container(self._client, name)
 
 
 class _Watch:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import docker.errors
 
 from runner.errors import EngineError
+from runner.interrupts import held_back
 from runner.sandbox import container, transfer
 from runner.sandbox.create import create_container
 from runner.sandbox.remap import first_uid
@@ -145,5 +146,5 @@ def holder(client: DockerClient, spec: TrialSpec) -> Iterator[Holder]:
             held.start()
         yield held
     finally:
-        with engine_errors(spec.image):
+        with held_back(), engine_errors(spec.image):
             held.remove()

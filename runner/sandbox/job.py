@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import docker.errors
 
 from runner.errors import DataError, EngineError, UsageError
+from runner.interrupts import held_back
 from runner.prepare import FILES, MANIFEST, PrepareSpec, at_rest, text_files
 from runner.sandbox import seccomp, transfer
 from runner.sandbox.container import Body, volume_mount
@@ -153,20 +154,24 @@ class PrepareJob:
             yield dict(volumes)
         finally:
             volumes.pop("/cache", None)
-            for name in volumes.values():
-                remove_volume(self._client, name)
+            with held_back():
+                for name in volumes.values():
+                    remove_volume(self._client, name)
 
     @contextmanager
     def _started(self, spec: PrepareSpec, volumes: dict[str, str], labels: dict[str, str]) -> Iterator[str]:
         body = prepare_body(
             self._image, volumes=volumes, labels=labels, limits=self._limits, network=spec.network
         )
-        identifier = create_container(self._client, body, volumes["/in"])
+        name = volumes["/in"]
+        # By name, which is known before the engine answers: a signal may come in between.
         try:
+            identifier = create_container(self._client, body, name)
             self._client.api.start(identifier)
             yield identifier
         finally:
-            remove_container(self._client, identifier)
+            with held_back():
+                remove_container(self._client, name)
 
     def _hand_in(self, identifier: str, spec: PrepareSpec) -> None:
         self._put(identifier, "/out", [("data", None)])

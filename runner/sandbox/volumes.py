@@ -11,6 +11,7 @@ import docker.errors
 
 from runner.durable import file_sha256
 from runner.errors import EngineError
+from runner.interrupts import held_back
 from runner.sandbox import container, transfer
 from runner.sandbox.create import create_container
 from runner.sandbox.translate import engine_errors, remove_container, remove_volume
@@ -88,4 +89,5 @@ def _keeper(client: DockerClient, image: str, wanted: PreparedVolume) -> Iterato
         client.api.start(identifier)
         yield identifier
     finally:
-        remove_container(client, name)
+        with held_back():
+            remove_container(client, name)
