@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from runner.coarse import told, told_one
+from runner.coarse import told
 from runner.errors import BaselineError, EngineError, GpuError, StateError, Terminated
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
@@ -114,8 +114,6 @@ class Loop:
             if (reason := self._reached(Stops(hours=stops.hours), 0, self._clock() - began)) is not None:
                 return Outcome(reason=reason, judged=0)
             self._measure_baseline()
-        for record in self._run.records:
-            self._tell_agent(record)
         earlier = len(self._run.records)
         while (reason := self._reached(stops, judged, self._clock() - began, self._run.records[earlier:])) is None:
             self._refuse_disturbed(self._run.records[earlier:])
@@ -126,7 +124,6 @@ class Loop:
             if proposed is None:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
             judged += 1
-            self._tell_agent(proposed)
         return Outcome(reason=reason, judged=judged)
 
     def _reached(self, stops: Stops, judged: int, seconds: float, records: Sequence[Record] = ()) -> str | None:
@@ -140,10 +137,6 @@ class Loop:
             self._run.stop_file.unlink()
             return "asked to stop"
         return None
-
-    def _tell_agent(self, record: Record) -> None:
-        if record.agent == self._agent.name:
-            self._agent.observe(told_one(record))
 
     # -- what is tried -----------------------------------------------------------------------------
 

@@ -37,7 +37,11 @@ class Sandbox(Protocol):
 
 
 class Agent(Protocol):
-    """Proposes changes to the editable file."""
+    """Proposes changes to the editable file.
+
+    It is told everything anew each time, whoever proposed it, and remembers nothing that the records do not say: so a run that was
+    interrupted goes on as if nothing had happened.
+    """
 
     name: str
 
@@ -45,12 +49,6 @@ class Agent(Protocol):
         """The next idea, given the champion's source and all records of the run so far (oldest first).
 
         A `Refusal` is recorded as `invalid` and the search goes on.  None: it has nothing more to propose.  Raises `AgentError` if it cannot work at all.
-        """
-        ...
-
-    def observe(self, record: Record) -> None:
-        """Called with each judged record of a proposal of its own, also when a run is continued
-        (idempotent: the same record may come again).
         """
         ...
 

@@ -270,7 +270,6 @@ class ScriptedAgent:
 
     sources: list[str | Refusal]
     name: str = "scripted"
-    observed: list[Record] = field(default_factory=list)
     histories: list[Sequence[Record]] = field(default_factory=list)
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
@@ -282,9 +281,6 @@ class ScriptedAgent:
         if isinstance(source, Refusal):
             return source
         return Proposal(agent=self.name, idea=f"idea {done}", why="because", source=source, token=str(done))
-
-    def observe(self, record: Record) -> None:
-        self.observed.append(record)
 
 
 @dataclass

@@ -209,8 +209,9 @@ def test_no_new_trial_after_the_hours(bench: Bench) -> None:
 
 def test_asked_to_stop_it_ends_after_the_trial(bench: Bench) -> None:
     class Stopper(ScriptedAgent):
-        def observe(self, record: Record) -> None:
+        def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
             (bench.folder / "stop").touch()
+            return super().propose(champion, history)
 
     outcome = bench.run(Stopper(["SCORE = 1.5\n", "SCORE = 1.4\n"]))
 
@@ -338,13 +339,15 @@ def test_a_refused_proposal_costs_no_container(bench: Bench) -> None:
     assert [trial for what, trial, _ in bench.measurer.calls if what == "measure"] == [0, 1, 4]
 
 
-def test_an_agent_learns_of_its_own_trials_also_after_a_restart(bench: Bench) -> None:
-    sources = ["SCORE = 1.5\n", "SCORE = 1.4\n"]
-    bench.run(ScriptedAgent(list(sources)), Stops(trials=1))
-    agent = ScriptedAgent(list(sources))
+def test_an_agent_is_told_of_all_trials_whoever_proposed_them_also_after_a_restart(bench: Bench) -> None:
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"], name="another"), Stops(trials=1))
+    agent = ScriptedAgent(["SCORE = 1.4\n"])
     bench.run(agent)
 
-    assert [record.trial for record in agent.observed] == [2, 3]
+    assert [[(record.trial, record.agent) for record in history] for history in agent.histories] == [
+        [(0, "baseline"), (1, "baseline"), (2, "another")],
+        [(0, "baseline"), (1, "baseline"), (2, "another"), (3, "scripted")],
+    ]
 
 
 def test_hostile_words_make_a_plain_commit(bench: Bench) -> None:
@@ -585,12 +588,11 @@ def test_an_agent_is_told_no_more_digits_than_are_known(bench: Bench) -> None:
     agent = ScriptedAgent(["SCORE = 1.51234567\n", "SCORE = 1.4\n"])
     bench.run(agent)
 
-    seen = agent.observed[0]
+    seen = agent.histories[-1][2]
     assert seen.val_bpb is not None
     assert seen.val_bpb != bench.records[2].val_bpb
     assert seen.val_bpb == pytest.approx(1.51234567, abs=0.0025)
     assert (seen.measurements, seen.audit) == ((), None)
-    assert agent.histories[-1][2] == seen
 
 
 def test_what_something_else_disturbed_is_measured_again_and_counts_for_nothing(bench: Bench) -> None:

@@ -112,7 +112,6 @@ def test_it_goes_on_after_the_last_turn_on_record(tmp_path: Path) -> None:
     turn = agent.propose(SOURCE, history)
     assert turn is not None
     assert turn.token == "2"
-    agent.observe(history[0])
 
 
 def test_a_folder_is_taken_in_the_order_of_its_names(tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from runner.agents.moves import region
 from runner.agents.space import Dimension
+from runner.agents.study import Point, Study, fingerprint
 from runner.agents.tuner import STARTUP, TunerAgent
+from runner.coarse import told_one
 from runner.constants import find_constants, set_constants
-from runner.errors import AgentError, StateError
+from runner.errors import AgentError
+from runner.literals import Value
 from runner.trial import Kind, Proposal, Record, Verdict
 from tests.records import baseline, record
 
@@ -54,26 +57,24 @@ def objective(source: str) -> float:
     return 1.0 + bowl + (0.0 if value["PATTERN"] == "SL" else 0.05)
 
 
+def setting(source: str) -> dict[str, Value]:
+    return {name: found.value for name, found in find_constants(source).items()}
+
+
 class Run:
     """What the loop does, without containers."""
 
-    def __init__(self, journal: Path, seed: int = 1, *, maximise: bool = False) -> None:
-        self.journal, self.seed, self.sign = journal, seed, -1 if maximise else 1
+    def __init__(self, seed: int = 1, *, maximise: bool = False) -> None:
+        self.seed, self.sign = seed, -1 if maximise else 1
         self.champion, self.best = SOURCE, objective(SOURCE)
-        self.records: list[Record] = [
-            baseline(number, self.sign * (self.best + number / 1e4)) for number in range(3)
-        ]
+        self.records: list[Record] = [baseline(number, self.sign * (self.best + number / 1e4)) for number in range(3)]
+        self.files: dict[int, str] = dict.fromkeys(range(3), SOURCE)
         self.proposals: list[Proposal] = []
         self.start()
 
     def start(self) -> None:
-        """A new process takes up the study."""
-        self.agent = TunerAgent(
-            space=SPACE, journal=self.journal, seed=self.seed, sequence_length=128, maximise=self.sign < 0
-        )
-        for known in self.records:
-            if known.agent == "tuner":
-                self.agent.observe(known)
+        """A new process goes on with the run."""
+        self.agent = TunerAgent(space=SPACE, source=self.files.get, seed=self.seed, sequence_length=128, maximise=self.sign < 0)
 
     def propose(self) -> Proposal:
         proposal = self.agent.propose(self.champion, self.records)
@@ -81,61 +82,57 @@ class Run:
         return proposal
 
     def judge(self, proposal: Proposal) -> Record:
-        score = objective(proposal.source)
-        scored = None if math.isnan(score) else self.sign * score
-        verdict = (
-            Verdict.CRASH if scored is None else Verdict.KEEP if score < self.best - 1e-3 else Verdict.DISCARD
-        )
-        if verdict is Verdict.KEEP:
-            self.champion, self.best = proposal.source, score
-        judged = record(len(self.records), verdict, scored, token=proposal.token, idea=proposal.idea)
         self.proposals.append(proposal)
-        self.records.append(judged)
-        return judged
+        return self.tried(proposal.source, agent="tuner", token=proposal.token, idea=proposal.idea)
+
+    def tried(self, source: str, score: float | None = None, **values: Any) -> Record:
+        """What became of a file of anybody's; `score` as measured, by default what the objective says."""
+        found = objective(source) if score is None else self.sign * score
+        scored = None if math.isnan(found) else self.sign * found
+        verdict = Verdict.CRASH if scored is None else Verdict.KEEP if found < self.best - 1e-3 else Verdict.DISCARD
+        if verdict is Verdict.KEEP:
+            self.champion, self.best = source, found
+        number = len(self.records)
+        self.files[number] = source
+        self.records.append(record(number, verdict, scored, **values))
+        return self.records[-1]
+
+    def refused(self, proposal: Proposal) -> None:
+        self.records.append(record(len(self.records), Verdict.INVALID, None, commit=None, token=proposal.token))
 
     def go(self, trials: int) -> Run:
         for _ in range(trials):
-            self.agent.observe(self.judge(self.propose()))
+            self.judge(self.propose())
         return self
 
     @property
     def sources(self) -> list[str]:
         return [proposal.source for proposal in self.proposals]
 
-
-def states(journal: Path) -> list[tuple[int, float | None]]:
-    """(state, value) of each trial as the study file tells it; 0 runs, 1 is complete, 3 failed."""
-    trials: list[tuple[int, float | None]] = []
-    for line in journal.read_text().splitlines():
-        entry = json.loads(line)
-        if entry["op_code"] == 4:
-            trials.append((entry["state"], entry.get("value")))
-        elif entry["op_code"] == 6:
-            values = entry["values"]
-            trials[entry["trial_id"]] = (entry["state"], values[0] if values else None)
-    return trials
+    def points(self) -> list[Point]:
+        """What the study has for the champion as it stands."""
+        where = region(SPACE, find_constants(self.champion), 128)
+        return Study(SPACE, self.files.get).points(self.champion, where, self.records)
 
 
-def test_a_metric_that_is_maximised_is_searched_like_its_negative(tmp_path: Path) -> None:
-    low = Run(tmp_path / "low.jsonl").go(STARTUP + 6)
-    high = Run(tmp_path / "high.jsonl", maximise=True).go(STARTUP + 6)
+def test_a_metric_that_is_maximised_is_searched_like_its_negative() -> None:
+    low, high = Run().go(STARTUP + 6), Run(maximise=True).go(STARTUP + 6)
 
     assert high.sources == low.sources
     assert high.champion != SOURCE
-    assert states(high.journal) == states(low.journal)
 
 
-def test_nothing_is_learnt_from_a_score_whose_guard_was_broken(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl")
+def test_nothing_is_learnt_from_a_score_whose_guard_was_broken() -> None:
+    run = Run()
     judged = run.judge(run.propose())
-    run.agent.observe(replace(judged, val_bpb=0.001, guards_broken="outside its guard: overlap is 1.0, above 0.0"))
+    run.records[-1] = told_one(replace(judged, val_bpb=0.001, guards_broken="outside its guard: overlap is 1.0, above 0.0"))
 
-    assert states(run.journal)[int(judged.token)] == (3, None)
+    assert [point.setting for point in run.points()] == [setting(SOURCE)]
 
 
-def test_a_proposal_says_what_changes_and_how_it_was_drawn(tmp_path: Path) -> None:
-    proposal = Run(tmp_path / "tuner.jsonl").propose()
-    assert (proposal.agent, proposal.kind, proposal.token) == ("tuner", Kind.HYPERPARAMETER, "1")
+def test_a_proposal_says_what_changes_and_how_it_was_drawn() -> None:
+    proposal = Run().propose()
+    assert (proposal.agent, proposal.kind, proposal.token) == ("tuner", Kind.HYPERPARAMETER, fingerprint(proposal.source))
     assert " -> " in proposal.idea
     assert len(proposal.idea) <= 72
     assert proposal.why.startswith("A perturbation of the champion, drawn without looking at results: ")
@@ -143,125 +140,179 @@ def test_a_proposal_says_what_changes_and_how_it_was_drawn(tmp_path: Path) -> No
     assert "# rate" in proposal.source
 
 
-def test_same_seed_same_proposals_other_seed_others(tmp_path: Path) -> None:
-    first, second, other = (
-        Run(tmp_path / f"{n}.jsonl", seed).go(10).sources for n, seed in enumerate((1, 1, 2))
-    )
+def test_same_seed_same_proposals_other_seed_others() -> None:
+    first, second, other = (Run(seed).go(10).sources for seed in (1, 1, 2))
     assert first == second
     assert first != other
 
 
-def test_the_first_proposals_do_not_depend_on_results(tmp_path: Path) -> None:
-    good, bad = Run(tmp_path / "good.jsonl"), Run(tmp_path / "bad.jsonl")
+def test_the_first_proposals_do_not_depend_on_results() -> None:
+    good, bad = Run(), Run()
+    good.best = bad.best = 0.0  # nothing is kept
     for number in range(STARTUP):
         pair = good.propose(), bad.propose()
         assert pair[0].source == pair[1].source
         for run, proposal, score in ((good, pair[0], 1.0 + number), (bad, pair[1], 9.0 - number)):
-            run.records.append(record(number + 3, Verdict.DISCARD, score, token=proposal.token))
-    assert "estimator" in good.propose().why
+            run.tried(proposal.source, score)
+    assert "estimator over 7 scored trials" in good.propose().why
+    assert good.propose().source != bad.propose().source
 
 
-def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    whole = Run(tmp_path / "whole.jsonl").go(14)
-    broken = Run(tmp_path / "broken.jsonl")
+def test_a_run_killed_anywhere_goes_on_as_if_nothing_had_happened() -> None:
+    whole, broken = Run().go(14), Run()
     for number in range(14):
         proposal = broken.propose()
         if number % 3 == 0:  # killed after the proposal, before anything was written down about it
             broken.start()
             assert broken.propose() == proposal
-        judged = broken.judge(proposal)
-        if number % 2 == 0:  # killed after the judgement, before the study heard of it
+        broken.judge(proposal)
+        if number % 2 == 0:
             broken.start()
-        broken.agent.observe(judged)
-        broken.agent.observe(judged)
     assert broken.sources == whole.sources
-    assert states(tmp_path / "broken.jsonl") == states(tmp_path / "whole.jsonl")
 
 
-def test_a_line_torn_by_a_kill_is_dropped(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(3)
-    with (tmp_path / "tuner.jsonl").open("a") as file:
-        file.write('{"op_code": 4, "wor')
-    run.start()
-    run.go(2)
-    assert len(states(tmp_path / "tuner.jsonl")) == 1 + 5
+def test_failures_are_no_scores() -> None:
+    run = Run()
+    run.tried(SOURCE.replace("DEPTH = 4", "DEPTH = 18"))
+    run.tried(SOURCE.replace("DEPTH = 4", "DEPTH = 5"), math.inf)
+    assert run.records[-2].verdict is Verdict.CRASH
+    assert [point.setting for point in run.points()] == [setting(SOURCE)]
 
 
-def test_a_leftover_lock_of_a_killed_process_does_not_stall(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(1)
-    (tmp_path / "tuner.jsonl.lock").symlink_to(tmp_path / "tuner.jsonl")
-    run.start()
-    run.go(1)
+def test_a_file_that_was_measured_more_than_once_is_one_point_with_the_mean() -> None:
+    run = Run()
+    run.records.append(record(3, Verdict.REPEAT, run.best + 0.0005, agent="runner", commit="b" * 40))
+    (point,) = run.points()
+    assert point.score == pytest.approx(statistics.fmean(one.val_bpb or 0 for one in run.records))
+    assert len(run.records) == 4
 
 
-def test_failures_are_told_as_failures(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl")
+@pytest.mark.parametrize("agent", ["llm", "hand", "replay", "command", "hybrid", "tuner"])
+def test_the_study_has_all_trials_whoever_proposed_them(agent: str) -> None:
+    run = Run()
+    higher, deeper = set_constants(SOURCE, {"LR": 0.0101}), set_constants(SOURCE, {"DEPTH": 3, "PATTERN": "SSL"})
+    run.tried(f"# a comment more\n{higher}", agent=agent)
+    run.tried(deeper, agent=agent)
+
+    assert [point.setting for point in run.points()] == [setting(SOURCE), setting(higher), setting(deeper)]
+    assert [point.score for point in run.points()[1:]] == [objective(higher), objective(deeper)]
+
+
+def test_what_others_tried_counts_towards_the_estimators_first_turn_and_is_not_proposed_again() -> None:
+    alone, joined = Run(), Run()
+    first = alone.propose()
+    joined.best = 0.0  # nothing is kept
+    joined.tried(first.source, agent="llm")
+    assert joined.propose().source != first.source
+    for depth in range(5, 5 + STARTUP - 1):
+        joined.tried(set_constants(SOURCE, {"DEPTH": depth}), agent="llm")
+    assert "estimator over 7 scored trials" in joined.propose().why
+
+
+def test_scores_of_another_structure_say_nothing_until_the_champion_has_it_again() -> None:
+    run = Run().go(STARTUP)
+    settings, champion, best = len(run.points()), run.champion, run.best
+    other = champion + "EXTRA = 1\n"
+    run.tried(other, best - 0.5, agent="llm")
+    assert run.champion == other
+    assert [point.score for point in run.points()] == [best - 0.5]
+    assert "EXTRA = 1" in run.propose().source
+    assert run.propose().why.startswith("A perturbation of the champion")
+    # The old structure once more: everything that was known of it is known again.
+    run.champion = champion
+    assert len(run.points()) == settings
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "PATTERN = 'LLLL'",  # no choice of the space
+        "DEPTH = 4.5",  # another type
+        "BATCH = 1000",  # no power of two
+        "LR = -0.01",  # no logarithm
+        "LR = 1e999",
+        "LR = max(1, 2)",
+        "LR = (",
+    ],
+)
+def test_what_the_space_cannot_express_is_left_out(odd: str) -> None:
+    run = Run()
+    name = odd.partition(" ")[0]
+    run.files[3] = "".join(f"{odd}\n" if line.startswith(f"{name} ") else line for line in SOURCE.splitlines(keepends=True))
+    run.records.append(record(3, Verdict.DISCARD, 1.4, agent="llm"))
+    assert [point.setting for point in run.points()] == [setting(SOURCE)]
+    assert run.propose().source
+
+
+def test_values_beyond_the_ranges_are_learnt_from_too() -> None:
+    run = Run()
+    run.best = 0.0
+    for lr in (2.0, 3.0, 4.0, 5.0, 6.0, 7.0):
+        run.tried(set_constants(SOURCE, {"LR": lr}), agent="hand")
     proposal = run.propose()
-    run.agent.observe(record(3, Verdict.CRASH, None, token=proposal.token))
-    following = run.propose()
-    run.agent.observe(record(4, Verdict.DISCARD, math.inf, token=following.token))
-    assert [state for state, _ in states(tmp_path / "tuner.jsonl")] == [1, 3, 3]
+    assert "estimator over 7 scored trials" in proposal.why
+    rate = find_constants(proposal.source)["LR"].value
+    assert isinstance(rate, float)
+    assert 0.001 <= rate <= 1.0
 
 
-def test_the_baseline_enters_the_study_with_its_mean(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(1)
-    state, value = states(tmp_path / "tuner.jsonl")[0]
-    assert state == 1
-    assert value == pytest.approx(statistics.fmean(r.val_bpb or 0 for r in run.records[:3]))
+def test_a_champion_of_another_agent_is_searched_from() -> None:
+    run = Run().go(2)
+    run.tried(set_constants(SOURCE, {"LR": 0.05}) + "EXTRA = 1\n", 1.05, agent="hand")
+    assert "EXTRA = 1" in run.propose().source
 
 
-def test_a_champion_of_another_agent_enters_the_study_and_is_searched_from(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(2)
-    run.champion = set_constants(SOURCE, {"LR": 0.05}) + "EXTRA = 1\n"
-    run.records.append(record(5, Verdict.KEEP, 1.05, agent="hand", commit="a" * 40))
-    proposal = run.propose()
-    assert "EXTRA = 1" in proposal.source
-    assert (1, 1.05) in states(tmp_path / "tuner.jsonl")
-
-
-def test_a_proposal_for_a_champion_that_is_gone_is_given_up(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl")
-    lost = run.propose()
-    run.start()
-    run.champion = SOURCE + "EXTRA = 1\n"
-    assert run.propose().token != lost.token
-    assert states(tmp_path / "tuner.jsonl")[int(lost.token)][0] == 3
-
-
-def test_constants_may_come_and_go_with_the_champion(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(8)
-    for champion in (
-        SOURCE.replace("DECAY", "NO_DECAY") + "LATER = 1\n",
-        "LR = 3.0\nPATTERN = 'LLLL'\n",
-        SOURCE,
-    ):
-        run.champion = champion
+def test_constants_may_come_and_go_with_the_champion() -> None:
+    run = Run().go(8)
+    for champion in (SOURCE.replace("DECAY", "NO_DECAY") + "LATER = 1\n", "LR = 3.0\nPATTERN = 'LLLL'\n", SOURCE):
+        run.champion, run.best = champion, 0.0
         for _ in range(5):
             proposal = run.propose()
             assert find_constants(proposal.source).keys() == find_constants(champion).keys()
-            run.records.append(record(len(run.records), Verdict.DISCARD, 1.2, token=proposal.token))
+            run.tried(proposal.source, 1.2)
 
 
-def test_nothing_is_proposed_twice_and_a_small_space_ends(tmp_path: Path) -> None:
-    agent = TunerAgent(
-        space={"A": Dimension(choices=(1, 2, 3)), "B": Dimension(low=0, high=1, whole=True)},
-        journal=tmp_path / "tuner.jsonl", seed=1, sequence_length=128,
-    )  # fmt: skip
+def test_what_was_refused_is_not_proposed_again() -> None:
+    run = Run()
+    first = run.propose()
+    run.refused(first)
+    assert run.propose().source != first.source
+
+
+def test_nothing_is_proposed_twice_and_a_small_space_ends() -> None:
     source, seen = "A = 1\nB = 0\n", []
+    files: dict[int, str] = {0: source}
+    agent = TunerAgent(
+        space={"A": Dimension(choices=(1, 2, 3)), "B": Dimension(low=0, high=1, whole=True)}, source=files.get, seed=1, sequence_length=128
+    )
     history = [baseline(0)]
     while (proposal := agent.propose(source, history)) is not None:
         seen.append(proposal.source)
-        history.append(record(len(history), Verdict.DISCARD, 1.5, token=proposal.token))
+        files[len(history)] = proposal.source
+        history.append(record(len(history), Verdict.DISCARD, 1.5))
     assert len(seen) == len(set(seen)) == 5
     assert source not in seen
 
 
-def test_batch_sizes_always_divide(tmp_path: Path) -> None:
+def test_a_suggestion_says_what_it_is_expected_to_score() -> None:
+    run = Run()
+    assert run.agent.suggest(run.champion, run.records).predicted is None  # type: ignore[union-attr]
+    run.go(20)
+    found = run.agent.suggest(run.champion, run.records)
+    assert found is not None
+    assert found.predicted is not None
+    assert found.predicted.points == len(run.points())
+    assert found.champion == pytest.approx(run.best)
+    assert abs(found.predicted.mean - objective(found.source)) < 4 * found.predicted.standard_deviation + 0.1
+    assert set_constants(run.champion, found.changes) == found.source
+
+
+def test_batch_sizes_always_divide() -> None:
     space = {
         "TOTAL_BATCH_SIZE": Dimension(low=512, high=8192, whole=True),
         "DEVICE_BATCH_SIZE": Dimension(low=2, high=32, whole=True),
     }
-    agent = TunerAgent(space=space, journal=tmp_path / "tuner.jsonl", seed=3, sequence_length=128)
+    agent = TunerAgent(space=space, source=lambda _: None, seed=3, sequence_length=128)
     history = [baseline(0)]
     for number in range(1, 16):
         proposal = agent.propose("TOTAL_BATCH_SIZE = 1536\nDEVICE_BATCH_SIZE = 12\n", history)
@@ -285,9 +336,9 @@ def chance(seed: int, trials: int) -> float:
     return min(scores)
 
 
-def test_within_thirty_trials_it_beats_random_search(tmp_path: Path) -> None:
+def test_within_thirty_trials_it_beats_random_search() -> None:
     seeds = range(5)
-    tuned = [Run(tmp_path / f"{seed}.jsonl", seed).go(30).best for seed in seeds]
+    tuned = [Run(seed).go(30).best for seed in seeds]
     assert statistics.median(tuned) < statistics.median(chance(seed, 30) for seed in seeds)
     assert statistics.median(tuned) < 1.0 + (objective(SOURCE) - 1.0) / 3
 
@@ -301,24 +352,10 @@ def test_within_thirty_trials_it_beats_random_search(tmp_path: Path) -> None:
         (SPACE, "LR = 'a'\n", "the tuner cannot work on the champion's file: LR is 'a' in the champion's file, the space has a range of numbers for it"),
     ],
 )  # fmt: skip
-def test_what_it_cannot_work_on(
-    tmp_path: Path, space: dict[str, Dimension], source: str, message: str
-) -> None:
+def test_what_it_cannot_work_on(space: dict[str, Dimension], source: str, message: str) -> None:
     with pytest.raises(AgentError) as caught:
-        TunerAgent(space=space, journal=tmp_path / "t", seed=1, sequence_length=128).propose(
-            source, [baseline(0)]
-        )
+        TunerAgent(space=space, source=lambda _: None, seed=1, sequence_length=128).propose(source, [baseline(0)])
     assert str(caught.value) == message
-
-
-def test_a_study_that_was_removed_or_damaged_is_named(tmp_path: Path) -> None:
-    run = Run(tmp_path / "tuner.jsonl").go(3)
-    (tmp_path / "tuner.jsonl").unlink()
-    with pytest.raises(AgentError, match="the tuner's study does not know trial 3 of this run"):
-        run.start()
-    (tmp_path / "tuner.jsonl").write_text("nonsense\n")
-    with pytest.raises(StateError, match=r"tuner\.jsonl is damaged"):
-        run.start()
 
 
 def test_the_agents_are_imported_without_optuna() -> None:

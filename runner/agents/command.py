@@ -95,9 +95,6 @@ class CommandAgent:
         finally:
             handback.remove(scratch)
 
-    def observe(self, record: Record) -> None:
-        """There is nothing to remember: the next prompt is made from the records."""
-
     # -- what it is told -----------------------------------------------------------------------------
 
     def _tell(self, told: Path, facts: Facts) -> tuple[Path, ...]:

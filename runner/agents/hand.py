@@ -31,6 +31,3 @@ class HandAgent:
     def skip(self) -> None:
         """Propose nothing: the file's trial is under way already."""
         self._source = None
-
-    def observe(self, record: Record) -> None:
-        """There is nothing to learn."""

@@ -124,9 +124,6 @@ class LlmAgent:
             token=turn.token, spent=turn.spent,
         )  # fmt: skip
 
-    def observe(self, record: Record) -> None:
-        """There is nothing to remember: the next prompt is made from the records."""
-
     # -- what is asked -----------------------------------------------------------------------------
 
     def preview(self, champion: str, history: Sequence[Record]) -> tuple[str, str]:

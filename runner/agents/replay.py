@@ -80,9 +80,6 @@ class ReplayAgent:
             token=str(number),
         )
 
-    def observe(self, record: Record) -> None:
-        """There is nothing to learn: the position is in the ledger."""
-
 
 # A JSONL file -----------------------------------------------------------------------------------
 

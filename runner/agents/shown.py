@@ -69,6 +69,12 @@ class Place:
             yield Try(record=record, diff=diff, log_tail=_tail(Path(str(record.log_path))) if record is failed else "")
 
 
+def proposed(run: Path, trial: int) -> str | None:
+    """The file that a trial of the run in the folder `run` proposed, or None if it left none: it was refused."""
+    path = trial_folder(run, trial) / "train.py"
+    return path.read_bytes().decode(errors="replace") if path.is_file() else None
+
+
 def add_hint(run: Path, text: str, at: str) -> None:
     """Write down what the person asks for; the next proposal sees it.  Raises `UsageError` if there is nothing in it."""
     if not text.strip():

@@ -1,46 +1,58 @@
 """The tuner: searches the constants of the champion's train.py with Optuna; needs no model and no key.
 
-Proposals are perturbations of the champion (one to three constants) for the first `STARTUP` trials and
-every second trial after that; the others come from a tree-structured Parzen estimator over all trials so
-far.  In simulation (15 constants, noisy quadratics) that mixture is as good as either alone at every length
-of a run, while the estimator alone is behind at 12 and at 100 trials.
+Proposals are perturbations of the champion (one to three constants) until `STARTUP` settings were scored on the champion's structure, and
+every second trial after that; the others come from a tree-structured Parzen estimator over all trials of that structure, whoever
+proposed them (`runner.agents.study`).  In simulation (15 constants, noisy quadratics) that mixture is as good as either alone at every
+length of a run, while the estimator alone is behind at 12 and at 100 trials.
 
-Every proposal depends only on the seed, its number and what was judged before, never on the state of a
-random generator, so a run that was killed and continued proposes what an undisturbed one does.  The study
-file holds exactly the proposals: what the estimator merely tried out stays in memory.
+Every proposal depends only on the seed, its number and what was judged before, never on the state of a random generator or of a file of its
+own, so a run that was killed and continued proposes what an undisturbed one does.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from runner.agents.coding import EXPLAINED, champion_score, decode, encode, fingerprint, parameter, unspell
+from runner.agents.coding import EXPLAINED, coordinates, decode, encode
 from runner.agents.moves import Region, Setting, describe, ends, perturb, region, repair
 from runner.agents.space import Dimension
+from runner.agents.study import Point, Source, Study, fingerprint
+from runner.agents.surrogate import Prediction, predict
 from runner.constants import find_constants, set_constants
-from runner.errors import AgentError, StateError, UsageError
-from runner.literals import Value, spell_value
+from runner.errors import AgentError, UsageError
+from runner.literals import spell_value
+from runner.report.summary import NO_IDEAS
 from runner.trial import Kind, Proposal, Record
 
 if TYPE_CHECKING:
-    from optuna import Study
     from optuna.distributions import BaseDistribution
-    from optuna.trial import FrozenTrial
 
 STARTUP = 6
-"""So many perturbations before the estimator has its first turn."""
+"""So many scored settings of one structure before the estimator has its first turn."""
 SIZES = (1, 1, 2, 2, 3)
 """How many constants a perturbation moves; drawn from these."""
 PLANNED_TRIES, ALL_TRIES = 8, 40
 """How often a proposal that was there before is drawn again: as planned, then ever wider."""
-STUDY = "tuner"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suggestion:
+    """A setting that the tuner would try next."""
+
+    changes: Setting
+    """The constants that it changes, and to what."""
+    source: str
+    """The champion's file with these."""
+    idea: str
+    why: str
+    predicted: Prediction | None
+    """Of the score; None: too little is known."""
+    champion: float | None
+    """The champion's score, mean of all its measurements."""
 
 
 class TunerAgent:
@@ -49,17 +61,11 @@ class TunerAgent:
     name = "tuner"
 
     def __init__(
-        self,
-        *,
-        space: Mapping[str, Dimension] | None,
-        journal: Path,
-        seed: int,
-        sequence_length: int,
-        maximise: bool = False,
+        self, *, space: Mapping[str, Dimension] | None, source: Source, seed: int, sequence_length: int, maximise: bool = False
     ) -> None:
-        """Take up the study in the file `journal` or begin one.  Raises `AgentError` without a space.
+        """`source` gives the file that a trial proposed; `maximise`: higher scores are better.  Raises `AgentError` without a space.
 
-        `maximise`: higher scores are better.  The study itself always minimises.
+        The study itself always minimises.
         """
         if not space:
             raise AgentError(
@@ -67,56 +73,42 @@ class TunerAgent:
             )
         self._space, self._seed, self._sequence_length = space, seed, sequence_length
         self._sign = -1.0 if maximise else 1.0
-        self._study = _open(journal)
-        self._handed: set[int] = set()
-        self._told: set[int] = set()
+        self._study = Study(space, source)
 
     def propose(self, champion: str, history: Sequence[Record]) -> Proposal | None:
         """A setting that was not tried on this file; None when none is found any more.
 
         Raises `AgentError` if the champion's file has nothing to tune.
         """
-        for record in history:
-            if record.agent == self.name:
-                self.observe(record)
+        found = self.suggest(champion, history)
+        return None if found is None else proposal_of(found, self.name)
+
+    def suggest(self, champion: str, history: Sequence[Record]) -> Suggestion | None:
+        """The same, with what it is expected to score."""
         where = self._region(champion)
-        self._learn_champion(champion, where, history)
-        lost = self._asked_and_lost(champion, where)
-        if lost is not None:
-            return lost
-        number = len(self._trials())
+        points = self._study.points(champion, where, history)
+        tried = {fingerprint(champion)} | self._study.tried(history)
+        number = 1 + sum(record.verdict not in NO_IDEAS for record in history)
         for attempt in range(ALL_TRIES):
-            how, setting = self._draw(where, number, attempt)
+            how, setting = self._draw(where, points, number, attempt)
             source = set_constants(champion, setting)
-            if fingerprint(source) not in self._tried(champion):
-                self._write(where, setting, {"source": fingerprint(source), "how": how})
-                return self._proposal(number, where, setting, source, how)
+            if fingerprint(source) not in tried:
+                return self._suggestion(where, points, history, setting, source, how)
         return None
 
-    def observe(self, record: Record) -> None:
-        """Tell the study what became of a proposal; telling it again changes nothing."""
-        from optuna.trial import TrialState
-
-        number = int(record.token) if record.token.isdecimal() else -1
-        if number in self._told:
-            return
-        trials = self._trials()
-        if not 0 <= number < len(trials):
-            raise AgentError(
-                f"the tuner's study does not know trial {record.trial} of this run: its file was removed or changed; "
-                "start another --tag"
-            )
-        self._told.add(number)
-        if trials[number].state.is_finished():
-            return
-        score = None if record.guards_broken else record.val_bpb
-        with _writing():
-            if score is not None and math.isfinite(score):
-                self._study.tell(number, self._sign * score)
-            else:
-                self._study.tell(number, state=TrialState.FAIL)
-
-    # What is known ------------------------------------------------------------------------------
+    def _suggestion(
+        self, where: Region, points: Sequence[Point], history: Sequence[Record], setting: Setting, source: str, how: str
+    ) -> Suggestion:
+        noise = next((record.sigma for record in reversed(history) if record.sigma is not None), 0.0)
+        known = [coordinates(where.dimensions, point.setting) for point in points]
+        return Suggestion(
+            changes={name: value for name, value in setting.items() if value != where.current[name]},
+            source=source,
+            idea=describe(where.current, setting),
+            why=f"{EXPLAINED[how].format(scored=len(points))} {describe(where.current, setting, None)}.",
+            predicted=predict(known, [point.score for point in points], coordinates(where.dimensions, setting), noise=noise),
+            champion=next((point.score for point in points if point.setting == where.current), None),
+        )
 
     def _region(self, champion: str) -> Region:
         try:
@@ -127,159 +119,50 @@ class TunerAgent:
             raise AgentError("the champion's file has none of the constants that the space file names")
         return where
 
-    def _learn_champion(self, champion: str, where: Region, history: Sequence[Record]) -> None:
-        """Add the champion as a finished trial unless it is one: the baseline, or what another agent found."""
-        marks = {trial.user_attrs.get("source") for trial in self._trials()}
-        score = champion_score(history)
-        if score is not None and fingerprint(champion) not in marks:
-            known = {"source": fingerprint(champion), "how": "champion"}
-            self._write(where, where.current, known, self._sign * score)
-
-    def _tried(self, champion: str) -> set[str]:
-        return {fingerprint(champion), *(trial.user_attrs.get("source", "") for trial in self._trials())}
-
-    def _asked_and_lost(self, champion: str, where: Region) -> Proposal | None:
-        """A proposal that an earlier process made and nobody judged: the same once more."""
-        from optuna.trial import TrialState
-
-        for trial in self._trials():
-            if trial.state.is_finished() or trial.number in self._handed:
-                continue
-            setting = {name: unspell(text) for name, text in trial.user_attrs["setting"].items()}
-            if setting.keys() == where.current.keys():
-                source = set_constants(champion, setting)
-                if fingerprint(source) == trial.user_attrs["source"]:
-                    return self._proposal(trial.number, where, setting, source, trial.user_attrs["how"])
-            # The champion moved on meanwhile (another agent's keep): the idea was about another file.
-            with _writing():
-                self._study.tell(trial.number, state=TrialState.FAIL)
-        return None
-
     # Drawing ------------------------------------------------------------------------------------
 
-    def _draw(self, where: Region, number: int, attempt: int) -> tuple[str, Setting]:
+    def _draw(self, where: Region, points: Sequence[Point], number: int, attempt: int) -> tuple[str, Setting]:
         chance = random.Random(f"{self._seed}/{number}/{attempt}")  # noqa: S311 - not a secret
-        made = self._made()
         planned = attempt < PLANNED_TRIES
-        if planned and made >= STARTUP and (made - STARTUP) % 2 == 0:
-            return "estimator", self._estimate(where, chance.getrandbits(32))
+        others = sum(point.setting != where.current for point in points)
+        if planned and others >= STARTUP and number % 2:
+            return "estimator", self._estimate(where, points, chance.getrandbits(32))
         if planned:
             return "perturbation", perturb(where, chance, count=chance.choice(SIZES))
         wider = 1 + (attempt - PLANNED_TRIES) // 8
         count = chance.randint(1, max(SIZES) + wider)
         return "wide perturbation", perturb(where, chance, count=count, reach=1 + wider / 2)
 
-    def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
-
-    def _made(self) -> int:
-        return sum(trial.user_attrs.get("how") != "champion" for trial in self._trials())
-
-    def _estimate(self, where: Region, seed: int) -> Setting:
+    def _estimate(self, where: Region, points: Sequence[Point], seed: int) -> Setting:
         import optuna
 
         with _quiet():
             sampler = optuna.samplers.TPESampler(
                 multivariate=True, group=True, constant_liar=False, n_startup_trials=1, seed=seed
             )
-            scratch = optuna.create_study(sampler=sampler)
-            scratch.add_trials([trial for trial in self._trials() if trial.state.is_finished()])
-            wanted = {
-                parameter(name, dimension): _distribution(dimension)
-                for name, dimension in where.dimensions.items()
-            }
-            params = scratch.ask(wanted).params
-        drawn = {
-            name: decode(dimension, params[parameter(name, dimension)], where.current[name])
-            for name, dimension in where.dimensions.items()
-        }
+            study = optuna.create_study(sampler=sampler)
+            for point in points:
+                params = {name: encode(dimension, point.setting[name]) for name, dimension in where.dimensions.items()}
+                held = {name: _distribution(dimension, params[name]) for name, dimension in where.dimensions.items()}
+                study.add_trial(optuna.trial.create_trial(value=self._sign * point.score, params=params, distributions=held))
+            asked = study.ask({name: _distribution(dimension) for name, dimension in where.dimensions.items()}).params
+        drawn = {name: decode(dimension, asked[name], where.current[name]) for name, dimension in where.dimensions.items()}
         return repair(where, drawn)
 
-    # Writing ------------------------------------------------------------------------------------
 
-    def _write(
-        self, where: Region, setting: Mapping[str, Value], about: dict[str, Any], score: float | None = None
-    ) -> None:
-        """One line in the study: a trial that runs, or a finished one with its score."""
-        from optuna.trial import TrialState, create_trial
-
-        params, distributions = {}, {}
-        for name, dimension in where.dimensions.items():
-            value = encode(dimension, setting[name])
-            params[parameter(name, dimension)] = value
-            distributions[parameter(name, dimension)] = _distribution(dimension, value)
-        spelled = {name: spell_value(value) for name, value in setting.items()}
-        trial = create_trial(
-            state=TrialState.RUNNING if score is None else TrialState.COMPLETE,
-            value=score,
-            params=params,
-            distributions=distributions,
-            user_attrs={**about, "setting": spelled},
-        )
-        with _writing():
-            self._study.add_trial(trial)
-
-    def _proposal(self, number: int, where: Region, setting: Setting, source: str, how: str) -> Proposal:
-        self._handed.add(number)
-        scored = sum(trial.value is not None for trial in self._trials())
-        return Proposal(
-            agent=self.name,
-            idea=describe(where.current, setting),
-            why=f"{EXPLAINED[how].format(scored=scored)} {describe(where.current, setting, None)}.",
-            kind=Kind.HYPERPARAMETER,
-            source=source,
-            token=str(number),
-        )
+def proposal_of(suggestion: Suggestion, agent: str) -> Proposal:
+    """The suggestion as it is, as a proposal of `agent`; the token names the file, which leaves no other trace if it is refused."""
+    return Proposal(
+        agent=agent,
+        idea=suggestion.idea,
+        why=suggestion.why,
+        kind=Kind.HYPERPARAMETER,
+        source=suggestion.source,
+        token=fingerprint(suggestion.source),
+    )
 
 
 # Optuna's side ----------------------------------------------------------------------------------
-
-
-def _open(journal: Path) -> Study:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    with _quiet(), _writing():
-        _cut_torn_line(journal)
-        try:
-            backend = JournalFileBackend(str(journal), lock_obj=_NoLock())  # type: ignore[arg-type]
-            storage = JournalStorage(backend)
-            return optuna.create_study(storage=storage, study_name=STUDY, load_if_exists=True)
-        except (ValueError, KeyError) as error:
-            raise StateError(f"{journal} is damaged ({error}): start another --tag") from error
-
-
-@contextmanager
-def _writing() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StateError(
-            f"cannot write the tuner's study {error.filename or ''}: {error.strerror}"
-        ) from error
-
-
-def _cut_torn_line(journal: Path) -> None:
-    """A process that was killed while it wrote leaves half a line; Optuna would append to it."""
-    if not journal.exists():
-        return
-    with journal.open("rb+") as file:
-        data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole != len(data):
-            file.truncate(whole)
-            os.fsync(file.fileno())
-
-
-class _NoLock:
-    """The run's own lock already keeps others out; Optuna's stays behind after a kill and stalls for 30 s."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
 
 
 class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a verb
@@ -294,7 +177,7 @@ class _quiet(warnings.catch_warnings):  # noqa: N801 - reads as a verb
 
 
 def _distribution(dimension: Dimension, holding: float | str | None = None) -> BaseDistribution:
-    """The range as Optuna sees it, stretched to hold one value that repair may have put outside."""
+    """The range as Optuna sees it, stretched to hold one value that may lie outside: repair and other agents put it there."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if dimension.choices:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -205,6 +206,7 @@ def _keyless(name: AgentName, proposals: Path | None, session: Session) -> Agent
 
         assert proposals is not None
         return ReplayAgent(proposals)
+    from runner.agents.shown import proposed
     from runner.agents.space import load_space
     from runner.agents.tuner import TunerAgent
 
@@ -214,7 +216,7 @@ def _keyless(name: AgentName, proposals: Path | None, session: Session) -> Agent
     space = session.checkout.space
     return TunerAgent(
         space=load_space(session.checkout.root / space, session.task.preset) if space else None,
-        journal=session.folder / "tuner.jsonl",
+        source=partial(proposed, session.folder),
         seed=header["seed"],
         sequence_length=session.task.data.sequence_length if session.task.data else 1,
         maximise=session.task.score.maximise,

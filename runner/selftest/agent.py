@@ -50,9 +50,6 @@ class AttackAgent:
         source = attack.candidate(champion, self._prepared())
         return Proposal(agent=self.name, idea=f"{attack.area}: {attack.name}", source=source, token=attack.name)
 
-    def observe(self, record: Record) -> None:
-        """There is nothing to learn."""
-
     def settle(self, history: Sequence[Record]) -> None:
         """Weigh the attack that is under way, if its trial was judged."""
         attack = self._under_way
