@@ -19,11 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.durable import make_folder, sync_folder
 from runner.errors import StateError
 from runner.interrupts import held_back
 from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
 
 FORMAT, FORMAT_WITH_RUNTIME = 2, 3
+NUMBER = "n"
+"""Each line's place in the journal, counted from 0, so that one that is missing, or there twice, is seen.  Old lines have none."""
 JOURNAL = "journal.jsonl"
 LOCK_ATTEMPTS, LOCK_PAUSE_SECONDS = 10, 0.02
 
@@ -43,6 +46,8 @@ class OpenTrial:
     """Its measurements so far, as JSON values; what was confirmed has taken the place of what was not."""
     confirmed: frozenset[int] = frozenset()
     """Indices into `measured`."""
+    steps: tuple[Event, ...] = ()
+    """Its containers whose result is on the disk: `trained`, `claimed` and `audited` events."""
 
     def with_measurement(self, event: Event) -> OpenTrial:
         """With what a `measured` or `confirmed` event says."""
@@ -65,6 +70,8 @@ class State:
     """Digest of the prepared data that every trial of the run uses."""
     unfinished: int | None = None
     """Number of a judged trial whose effects (branch, note) may not all have happened."""
+    events: int = 0
+    """How many there are."""
 
     @property
     def open(self) -> OpenTrial | None:
@@ -80,7 +87,11 @@ class State:
         return next(record for record in reversed(self.records) if record.trial == trial)
 
     def apply(self, event: Event) -> None:
-        """Take in one event."""
+        """Take in the next event.  Raises `ValueError` if it cannot come next."""
+        if event.get(NUMBER, self.events) != self.events:
+            message = f"event {event[NUMBER]} in the place of event {self.events}"
+            raise ValueError(message)
+        self.events += 1
         match event["event"]:
             case "run":
                 self.header = event
@@ -95,7 +106,7 @@ class State:
                 bisect.insort(self.records, record, key=lambda known: known.trial)
                 self.opened.pop(record.trial, None)
                 self.unfinished = record.trial
-            case "candidate" | "failed" | "measured" | "confirmed" if event["trial"] in self.opened:
+            case "candidate" | "failed" | "trained" | "claimed" | "audited" | "measured" | "confirmed" if event["trial"] in self.opened:
                 self.opened[event["trial"]] = _further(self.opened[event["trial"]], event)
 
 
@@ -105,6 +116,8 @@ def _further(opened: OpenTrial, event: Event) -> OpenTrial:
             return dataclasses.replace(opened, commit=event["commit"])
         case "failed":
             return dataclasses.replace(opened, failures=(*opened.failures, event["reason"]))
+        case "trained" | "claimed" | "audited":
+            return dataclasses.replace(opened, steps=(*opened.steps, event))
         case _:
             return opened.with_measurement(event)
 
@@ -128,11 +141,12 @@ class Ledger:
         if self._fd is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(self._path, flags, 0o600)
+            sync_folder(self.folder)
         return self._fd
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; it is on the disk when this returns."""
-        entry = {"event": event, **fields}
+        entry = {NUMBER: self.state.events, "event": event, **fields}
         line = (json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n").encode()
         with held_back():
             self._append(line)
@@ -255,7 +269,7 @@ def _private_folder(path: Path) -> None:
         message = f"{path} is a link: the state folder must be a real folder of yours"
         raise StateError(message)
     with _disk_errors(path), suppress(FileExistsError):
-        path.mkdir(mode=0o700)
+        make_folder(path, mode=0o700)
     found = path.stat()
     if not stat.S_ISDIR(found.st_mode):
         message = f"{path} is no folder: the state folder must be a real folder of yours; move that away"
@@ -304,13 +318,15 @@ def _read(path: Path, state: State) -> tuple[int, int]:
     whole = data.rfind(b"\n") + 1
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
-            state.apply(json.loads(line))
-        except (ValueError, KeyError, TypeError) as error:
+            event = json.loads(line)
+            if event["event"] == "run" and event.get("format") not in (FORMAT, FORMAT_WITH_RUNTIME):
+                # Before anything else of it is read, which may be of a kind that is not known here.
+                message = f"{path} has format {event.get('format')}, this version reads {FORMAT} and {FORMAT_WITH_RUNTIME}: use the version that wrote it, or start another run with --new"
+                raise StateError(message)
+            state.apply(event)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{path} line {number} is damaged: restore the file, or start another --tag"
             raise StateError(message) from error
-    if state.header is not None and state.header.get("format") not in (FORMAT, FORMAT_WITH_RUNTIME):
-        message = f"{path} has format {state.header.get('format')}, this version reads {FORMAT} and {FORMAT_WITH_RUNTIME}: use the version that wrote it, or start another run with --new"
-        raise StateError(message)
     return whole, len(data)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import resource
 import stat
@@ -232,3 +233,66 @@ def test_a_state_folder_that_others_can_read_is_closed_to_them(tmp_path: Path) -
 
     assert state.stat().st_mode & 0o777 == 0o700
     assert (state / "kept").read_text() == "x"
+
+
+def test_a_line_that_is_there_twice_or_is_missing_is_refused(tmp_path: Path) -> None:
+    write_all(tmp_path / "s" / "t")
+    path = tmp_path / "s" / "t" / ledger.JOURNAL
+    lines = path.read_bytes().splitlines(keepends=True)
+
+    for at in range(len(lines) - 1):
+        path.write_bytes(b"".join([*lines[: at + 1], *lines[at:]]))
+        with pytest.raises(StateError, match=rf"journal\.jsonl line {at + 2} is damaged"):
+            ledger.read(tmp_path / "s" / "t")
+        path.write_bytes(b"".join([*lines[:at], *lines[at + 1 :]]))
+        with pytest.raises(StateError, match=rf"journal\.jsonl line {at + 1} is damaged"):
+            ledger.read(tmp_path / "s" / "t")
+
+
+def test_a_journal_whose_lines_have_no_number_goes_on_with_them(tmp_path: Path) -> None:
+    """As an earlier version wrote it."""
+    folder = tmp_path / "s" / "t"
+    write_all(folder)
+    path = folder / ledger.JOURNAL
+    old = [json.loads(line) for line in path.read_bytes().splitlines()]
+    path.write_text("".join(json.dumps({key: value for key, value in event.items() if key != ledger.NUMBER}) + "\n" for event in old))
+
+    with ledger.writing(folder) as run:
+        run.write("judged", trial=3, record=ledger.record_to_json(record(3)))
+
+    assert [found.trial for found in ledger.read(folder).records] == [0, 1, 2, 3]
+    assert json.loads(path.read_bytes().splitlines()[-1])[ledger.NUMBER] == len(old)
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b"\xff\xfe garbage", b'{"n":14,"event":"done"', b"{"])
+def test_a_torn_tail_of_any_kind_is_cut_off(tmp_path: Path, tail: bytes) -> None:
+    folder = tmp_path / "s" / "t"
+    write_all(folder)
+    path = folder / ledger.JOURNAL
+    before = path.read_bytes()
+    path.write_bytes(before + tail)
+
+    assert ledger.read(folder).records == [record(0), record(1), record(2)]
+    with ledger.writing(folder):
+        pass
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", [b"\0" * 100 + b"\n", b"5\n", b"[]\n", b"null\n", b"{}\n", b"\n", b'{"event":"proposed"}\n'])
+def test_a_last_line_that_is_whole_and_makes_no_sense_is_refused(tmp_path: Path, line: bytes) -> None:
+    folder = tmp_path / "s" / "t"
+    write_all(folder)
+    path = folder / ledger.JOURNAL
+    path.write_bytes(path.read_bytes() + line)
+
+    with pytest.raises(StateError, match=r"journal\.jsonl line 15 is damaged: restore the file"):
+        ledger.read(folder)
+
+
+def test_a_newer_format_is_named_whatever_its_lines_look_like(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "t"
+    write_all(folder)
+    (folder / ledger.JOURNAL).write_text('{"n":0,"event":"run","format":4}\n{"of":"a kind that nobody knows"}\n')
+
+    with pytest.raises(StateError, match="has format 4, this version reads 2 and 3: use the version that wrote it"):
+        ledger.read(folder)
