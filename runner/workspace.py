@@ -1,7 +1,7 @@
 """The run branch and candidate commits, built in git's object database; the only module that imports git.
 
-The user's checkout, index and configuration take no part: commits are made from blobs and a private index,
-references move by compare-and-swap, and no hook, filter, file-system monitor or alias is ever run.
+The user's checkout, index and configuration take no part: commits are made from blobs and trees, references
+move by compare-and-swap, and no hook, filter, file-system monitor or alias is ever run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -48,6 +47,7 @@ _QUIET_CONFIG = {
     "core.fsmonitor": "false",
     "core.logAllRefUpdates": "false",
     "core.attributesFile": os.devnull,
+    "core.fsync": "committed,reference",  # the journal says that they are there
     "commit.gpgSign": "false",
     "gc.auto": "0",
     "maintenance.auto": "false",
@@ -173,11 +173,8 @@ class Workspace:
     def candidate(self, parent: str, path: str, source: bytes, text: CommitText) -> str:
         """Write the commit that is `parent`'s tree with the task's file `path` replaced; no reference moves."""
         entry = self._entry(parent, path)
-        with _private_index() as index, self._repo.git.custom_environment(GIT_INDEX_FILE=index):
-            blob = self._piped(source, "hash-object", "-w", "--stdin", "--no-filters")
-            self._git("read-tree", parent)
-            self._git("update-index", "--add", "--cacheinfo", f"{entry.mode},{blob},{entry.path}")
-            tree = self._git("write-tree")
+        blob = self._piped(source, "hash-object", "-w", "--stdin", "--no-filters")
+        tree = self._tree_with(parent, PurePosixPath(entry.path), f"{entry.mode} blob {blob}")
         dates = {"GIT_AUTHOR_DATE": text.date, "GIT_COMMITTER_DATE": text.date}
         with self._repo.git.custom_environment(**dates):
             return self._piped(text.render().encode(), "commit-tree", tree, "-p", parent)
@@ -211,19 +208,16 @@ class Workspace:
 
     def note(self, commit: str, text: str) -> None:
         """Attach the result to a candidate as a git note; replaces an earlier one."""
-        with tempfile.NamedTemporaryFile("w", suffix=".note") as file:
-            file.write(text)
-            file.flush()
-            for attempt in range(NOTE_ATTEMPTS):
-                try:
-                    self._git("notes", f"--ref={NOTES_REF}", "add", "-f", "-F", file.name, commit)
-                except StateError:
-                    # All runs of a repository share the reference; another one may just be writing it.
-                    if attempt == NOTE_ATTEMPTS - 1:
-                        raise
-                    time.sleep(NOTE_PAUSE_SECONDS * 2**attempt)
-                else:
-                    return
+        for attempt in range(NOTE_ATTEMPTS):
+            try:
+                self._piped(text.encode(), "notes", f"--ref={NOTES_REF}", "add", "-f", "-F", "-", commit)
+            except StateError:
+                # All runs of a repository share the reference; another one may just be writing it.
+                if attempt == NOTE_ATTEMPTS - 1:
+                    raise
+                time.sleep(NOTE_PAUSE_SECONDS * 2**attempt)
+            else:
+                return
 
     def refuse_checked_out(self, tag: str) -> None:
         """Raise `StateError` if the run branch is checked out: every keep would show there as a staged reversal."""
@@ -272,6 +266,17 @@ class Workspace:
             mode, _, identifier, size = facts.split()
             entries.append(_Entry(mode=mode, identifier=identifier, path=path, size=int(size) if size.isdecimal() else 0))
         return entries
+
+    def _tree_with(self, commit: str, path: PurePosixPath, entry: str) -> str:
+        """The tree of `commit` with another `entry` (mode, kind and id) at `path`: the folders above it are made anew."""
+        folder = path.parent
+        top = folder == PurePosixPath()
+        lines = self._bytes("ls-tree", "-z", "--full-tree", f"{commit}:{'' if top else folder}").split(b"\0")[:-1]
+        name = os.fsencode(path.name)
+        others = [line for line in lines if line.split(b"\t", 1)[1] != name]
+        listing = b"".join(line + b"\0" for line in [*others, entry.encode() + b"\t" + name])
+        tree = self._piped(listing, "mktree", "-z", "--missing")
+        return tree if top else self._tree_with(commit, folder, f"040000 tree {tree}")
 
     def _blob(self, identifier: str) -> bytes:
         return self._bytes("cat-file", "blob", identifier)
@@ -385,12 +390,6 @@ def _environment() -> dict[str, str]:
     for role in ("AUTHOR", "COMMITTER"):
         environment |= {f"GIT_{role}_NAME": IDENTITY[0], f"GIT_{role}_EMAIL": IDENTITY[1]}
     return environment
-
-
-@contextmanager
-def _private_index() -> Iterator[str]:
-    with tempfile.TemporaryDirectory(prefix="autoresearch-index-") as folder:
-        yield str(Path(folder) / "index")
 
 
 def create(folder: Path) -> None:
