@@ -29,6 +29,7 @@ from runner.compute import caps
 from runner.errors import AutoresearchError, EngineError
 from runner.ledger import make_state
 from runner.measure import CHECKPOINT, Measurement, Measurer
+from runner.notes import Notes
 from runner.phases import NLL, ROWS, Place
 from runner.prepare import Prepared
 from runner.resources import resource
@@ -95,7 +96,7 @@ def measure(preset: str, trials: int) -> tuple[Task, list[Cost]]:
                 seed=SEED + number,
                 caps=caps(made.task, []),
                 references=references,
-                created=ignore,
+                notes=Notes(),
                 progress=ignore,
             )
             ended = time.monotonic()
@@ -107,7 +108,7 @@ def measure(preset: str, trials: int) -> tuple[Task, list[Cost]]:
                 with_audit,
                 caps=caps(made.task, []),
                 references=references,
-                created=ignore,
+                notes=Notes(),
                 progress=ignore,
             )
             phases = dict(zip(("train", "claim", "audit", "confirm"), made.sandbox.contained[known:], strict=True))
@@ -321,7 +322,7 @@ def _host(task: Task, folder: Path) -> dict[str, float]:
         (here / "train.py").write_text("")
         began, inside = time.monotonic(), sandbox.spent
         found = measurer.measure(
-            0, here, seed=SEED, caps=caps(task, []), references=references, created=ignore, progress=ignore
+            0, here, seed=SEED, caps=caps(task, []), references=references, notes=Notes(), progress=ignore
         )
         if found.val_bpb is None:
             raise EngineError(f"the host's arithmetic gave no score: {found.reason}")
@@ -330,7 +331,7 @@ def _host(task: Task, folder: Path) -> dict[str, float]:
     references = 3 * [measured("reference", [])[0]]
     here, found, seconds = measured("timed", references)
     began, inside = time.monotonic(), sandbox.spent
-    measurer.confirm(0, here, found, caps=caps(task, []), references=references, created=ignore, progress=ignore)
+    measurer.confirm(0, here, found, caps=caps(task, []), references=references, notes=Notes(), progress=ignore)
     return {"claim and audit": seconds, "confirm": time.monotonic() - began - (sandbox.spent - inside)}
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from runner import audit, evidence
+from runner import audit, evidence, notes
 from runner.audit import Draw
 from runner.compute import Caps
 from runner.errors import DataError
+from runner.notes import Notes
 from runner.phases import Cap, Phases, question
 from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
@@ -28,7 +29,7 @@ Answers = npt.NDArray[np.float64]
 
 
 class Work:
-    """One measurement under way: runs its containers."""
+    """One measurement under way: runs its containers and writes down how far they are."""
 
     def __init__(
         self,
@@ -37,20 +38,40 @@ class Work:
         folder: Path,
         seed: int,
         caps: Caps,
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> None:
         self.trial, self.folder, self.seed, self.caps = trial, folder, seed, caps
-        self._sandbox, self._created, self._progress = sandbox, created, progress
+        self.notes = notes
+        self._sandbox, self._progress = sandbox, progress
 
-    def run(self, phase: str, spec: TrialSpec, destination: Path | None = None) -> Result:
-        """Run the container of a phase; raises what `Sandbox.run` raises."""
-        return self._sandbox.run(
-            spec,
-            destination or self.folder,
-            created=lambda name: self._created(phase, name),
-            progress=self._progress,
-        )
+    def run(self, spec: TrialSpec, destination: Path | None = None) -> Result:
+        """Run a phase's container; raises what `Sandbox.run` raises."""
+        container = ""
+
+        def created(identifier: str) -> None:
+            nonlocal container
+            container = identifier
+            self.notes.write("created", phase=spec.phase, container=container)
+            self.notes.write("started", phase=spec.phase, container=container)
+
+        result = self._sandbox.run(spec, destination or self.folder, created=created, progress=self._progress)
+        self.notes.write("exited", phase=spec.phase, container=container, ending=result.ending, exit_code=result.exit_code)
+        return result
+
+    def known(self, event: str, **facts: object) -> Result | None:
+        """What a container gave that came to its end before the runner died; None if it has to be run."""
+        found = self.notes.known(event, **facts)
+        return None if found is None else notes.result_from_json(found["result"], self.folder)
+
+    def done(self, event: str, result: Result, *files: str, **facts: object) -> None:
+        """Write down what a container gave and which `files` in the folder hold it, so that it is not run again.
+
+        Not what has to be made again: what something else disturbed, or what lacks the processor seconds that it is charged by.
+        """
+        if result.ending is Ending.INVALID_ENVIRONMENT or (self.caps.counts_cpu and result.cpu_seconds is None):
+            return
+        self.notes.write(event, **facts, result=notes.result_to_json(result, self.folder, files))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +87,12 @@ class Asked:
 class Auditor:
     """Puts the questions of audits on one split of the data."""
 
-    def __init__(self, phases: Phases, prepared: Prepared, split: Split, *, first_rounds: int) -> None:
+    def __init__(
+        self, phases: Phases, prepared: Prepared, split: Split, *, first_rounds: int, randbits: Callable[[int], int]
+    ) -> None:
         """`first_rounds`: how many a first audit has; caps are made for so many."""
         self._phases, self._prepared, self._split = phases, prepared, split
-        self._first_rounds = first_rounds
+        self._first_rounds, self._randbits = first_rounds, randbits
 
     def ask(
         self, work: Work, claim: Claim, reference: Claim | None, *, number: int, rounds: int
@@ -79,18 +102,23 @@ class Auditor:
         None: the draw was made for another model, before an engine failed, and there is no second one.  The baselines,
         which are trusted, are drawn for anew.
         """
-        entropy = evidence.entropy(work.folder, number)
+        entropy = evidence.entropy(work.folder, number, self._randbits)
         if entropy is None and work.caps.reference is None:
             evidence.forget_draws(work.folder)
-            entropy = evidence.entropy(work.folder, number)
+            entropy = evidence.entropy(work.folder, number, self._randbits)
         if entropy is None:
             return None
         random = np.random.default_rng(entropy)
         draw = audit.draw(claim, self.lengths > 0, reference, rounds=rounds, rng=random)
+        known = work.known("audited", number=number)
+        if known is not None:
+            answers = evidence.answers(work.folder, number) if known.ending is Ending.FINISHED else None
+            return Asked(result=known, draw=draw, answers=answers)
         times = max(1.0, rounds / self._first_rounds)
         asked = self.put(work, draw, random, name=f"audit-{number}", cap=work.caps.of("audit", times=times))
         if asked.answers is not None:
             evidence.save_audit(work.folder, number, draw, asked.answers)
+        work.done("audited", asked.result, *([evidence.audit_file(number)] if asked.answers is not None else []), number=number)
         return asked
 
     def put(
@@ -122,7 +150,7 @@ class Auditor:
             questions=questions,
             seen_as="claim" if open_book else "audit",
         )
-        result = work.run("audit", spec, work.folder / name)
+        result = work.run(spec, work.folder / name)
         for one in spec.rounds:
             one.question.path.unlink(missing_ok=True)
         if result.ending is not Ending.FINISHED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def reference(folders: list[Path]) -> npt.NDArray[np.float32] | None:
     return (total / len(claims)).astype(np.float32)
 
 
-def entropy(folder: Path, number: int) -> int | None:
+def entropy(folder: Path, number: int, randbits: Callable[[int], int] = secrets.randbits) -> int | None:
     """128 bits of the operating system's randomness for audit `number`, the same each time that one is asked for.
 
     They are recorded beside the digests of what they will be used on.  None if they were drawn for another claim or
@@ -63,7 +64,7 @@ def entropy(folder: Path, number: int) -> int | None:
     digests = {name: file_sha256(folder / name) for name in (CLAIM, "checkpoint.safetensors")}
     drawn = known.get(str(number))
     if drawn is None:
-        drawn = known[str(number)] = {"entropy": f"{secrets.randbits(128):032x}", "sha256": digests}
+        drawn = known[str(number)] = {"entropy": f"{randbits(128):032x}", "sha256": digests}
         write_durably(path, json.dumps(known).encode())
     return int(drawn["entropy"], 16) if drawn["sha256"] == digests else None
 
@@ -85,23 +86,41 @@ def forget_draws(folder: Path) -> None:
     (folder / ENTROPY).unlink(missing_ok=True)
 
 
+def audit_file(number: int) -> str:
+    """Name of the file with what was asked and answered in audit `number`."""
+    return f"audit-{number}.npz"
+
+
 def save_audit(folder: Path, number: int, draw: Draw, answers: Answers) -> None:
     """Keep what was asked and answered.  Raises `StateError`."""
     buffer = io.BytesIO()
     np.savez(buffer, cuts=draw.cuts, probability=draw.probability, answers=answers)
-    write_durably(folder / f"audit-{number}.npz", buffer.getvalue())
+    write_durably(folder / audit_file(number), buffer.getvalue())
+
+
+def forget_audits(folder: Path) -> None:
+    """Drop what was asked and answered."""
+    for path in folder.glob("audit-*.npz"):
+        path.unlink()
+
+
+def answers(folder: Path, number: int) -> Answers:
+    """The answers of audit `number`, float64 [rounds, R], nats."""
+    with np.load(folder / audit_file(number), allow_pickle=False) as kept:
+        found: Answers = kept["answers"]
+    return found
 
 
 def audits(folder: Path) -> tuple[list[Draw], list[Answers]]:
     """All audits of the measurement in `folder`, in their order."""
-    draws, answers = [], []
+    draws, given = [], []
     number = 1
-    while (path := folder / f"audit-{number}.npz").exists():
+    while (path := folder / audit_file(number)).exists():
         with np.load(path, allow_pickle=False) as kept:
             draws.append(Draw(cuts=kept["cuts"], probability=kept["probability"]))
-            answers.append(kept["answers"])
+            given.append(kept["answers"])
         number += 1
-    return draws, answers
+    return draws, given
 
 
 def discard(folder: Path) -> None:

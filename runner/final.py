@@ -35,6 +35,7 @@ from runner.ledger import JOURNAL, Event
 from runner.loop import ENGINE_FAILURES, Measures
 from runner.measure import CHECKPOINT, Caps, Measurement, caps
 from runner.noise import Z90, Noise, pooled, student
+from runner.notes import Notes
 from runner.prepare import Split
 from runner.records import has_score, measurement_from_json, measurement_to_json
 from runner.run import SEEDS_PER_RUN, Run
@@ -499,9 +500,7 @@ class Final:
                         seed=self.finals.seeds[commit][index],
                         caps=self._caps(longer, of_baseline=record is self._line[0]),
                         references=self._references(which),
-                        created=lambda phase, name: ledger.write(
-                            "final-created", commit=commit, index=index, phase=phase, container=name
-                        ),
+                        notes=Notes(write=lambda event, **facts: ledger.write(f"final-{event}", commit=commit, index=index, **facts)),
                         progress=lambda progress: watch.progress(number, progress),
                     )
                 except EngineError as error:

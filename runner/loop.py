@@ -17,6 +17,7 @@ from runner.errors import BaselineError, EngineError, GpuError, StateError, Term
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
+from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
 from runner.trial import Ending, Progress, Proposal, Record, Refusal, Verdict
@@ -45,7 +46,7 @@ class Measures(Protocol):
         seed: int,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         """Measure the candidate in `folder`/train.py, which keeps what `confirm` needs."""
@@ -59,7 +60,7 @@ class Measures(Protocol):
         *,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         """Audit what was `measured` in `folder` once more; an ending other than `finished`: it does not hold."""
@@ -226,7 +227,7 @@ class Loop:
                 work,
                 caps=caps(run.task, run.records),
                 references=run.references(trial),
-                created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
+                notes=run.notes(trial, step),
                 progress=lambda progress: self._view.progress(trial, progress),
             ))  # fmt: skip
         except EngineError as error:

@@ -18,6 +18,7 @@ from runner import audit, evidence, score
 from runner.asking import Asked, Auditor, Claim, Work
 from runner.compute import Caps, caps, charge, computed, slack
 from runner.errors import EngineError
+from runner.notes import Notes
 from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place
 from runner.prepare import Prepared, Split
 from runner.protocols import Sandbox
@@ -65,18 +66,33 @@ class Measurer:
     """Measures candidates of one task on one place."""
 
     def __init__(
-        self, sandbox: Sandbox, task: Task, prepared: Prepared, place: Place, *, split: Split = "val"
+        self,
+        sandbox: Sandbox,
+        task: Task,
+        prepared: Prepared,
+        place: Place,
+        *,
+        split: Split = "val",
+        randbits: Callable[[int], int] = secrets.randbits,
     ) -> None:
-        """`split` has the rows that are claimed and audited; training has the training rows whatever it is."""
+        """`split` has the rows that are claimed and audited; training has the training rows whatever it is.
+
+        `randbits` is where the order of the rows and the draws come from: what no candidate may foresee.
+        """
         self._sandbox, self._task, self._prepared, self._place = sandbox, task, prepared, place
         self._split: Split = split
+        self._randbits = randbits
         self._phases = Phases(task, prepared, place)
-        self._auditor = Auditor(self._phases, prepared, split, first_rounds=task.score.audit_rounds)
+        self._auditor = Auditor(
+            self._phases, prepared, split, first_rounds=task.score.audit_rounds, randbits=randbits
+        )
         self._tolerance = audit.TOLERANCES["cuda" if place.gpu else "cpu"]
 
     def on(self, split: Split) -> Measurer:
         """The same, with the rows of another split claimed and audited."""
-        return Measurer(self._sandbox, self._task, self._prepared, self._place, split=split)
+        return Measurer(
+            self._sandbox, self._task, self._prepared, self._place, split=split, randbits=self._randbits
+        )
 
     def row_count(self, split: Split) -> int:
         """How many rows a split has."""
@@ -99,29 +115,35 @@ class Measurer:
         seed: int,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         """Measure the candidate in `folder`/train.py; its checkpoint, claim and audits stay in `folder`.
 
         `references` are the folders of the baselines' measurements but for this one: the mean of their claims steers
-        where the audit looks.  `created` is told phase and container id before each container starts.  Raises what
-        `Sandbox.run` raises, `DataError` if the prepared data are not sound, and `StateError`.
+        where the audit looks.  `notes` take down each container before it starts and what it gave; what they know already
+        is not run again.  Raises what `Sandbox.run` raises, `DataError` if the prepared data are not sound, and `StateError`.
         """
         refuse_full(folder, self._phases.room(references, self._split))
-        for old in folder.glob("audit-*.npz"):  # of a measurement that was under way when the runner died
-            old.unlink()
-        work = Work(self._sandbox, trial, folder, seed, caps, created, progress)
-        train = work.run("train", self._phases.train(trial, folder, seed=seed, cap=caps.of("train")))
+        work = Work(self._sandbox, trial, folder, seed, caps, notes, progress)
+        train = work.known("trained")
+        if train is None:
+            evidence.forget_audits(folder)  # of another model
+            work.notes = replace(notes, before=())
+            train = work.run(self._phases.train(trial, folder, seed=seed, cap=caps.of("train")))
+            work.done("trained", train, *(name for name, _ in train.outputs))
         measured = replace(_after_train(train), seed=seed, slack=slack(self._task.budget))
         if measured.ending is not Ending.FINISHED:
             return measured
-        claimed, claim = self._claim(work, caps.of("claim"))
+        claimed = work.known("claimed")
+        if claimed is None:
+            claimed, claim = self._claim(work, caps.of("claim"))
+            if claim is not None and not evidence.drawn_for(folder):  # else the claim that was drawn for stands, to the last bit
+                evidence.save_claim(folder, claim)
+            work.done("claimed", claimed, *([evidence.CLAIM] if claim is not None else []))
         measured = replace(_with(measured, claimed), seconds=replace(measured.seconds, claim=claimed.seconds))
-        if isinstance(claim, str):
-            return replace(measured, ending=_failed(claimed), reason=f"claim: {claim}", log_path=claimed.log_path)
-        if not evidence.drawn_for(folder):  # else the claim that was drawn for stands, to the last bit
-            evidence.save_claim(folder, claim)
+        if claimed.ending is not Ending.FINISHED:
+            return replace(measured, ending=claimed.ending, reason=f"claim: {claimed.reason}", log_path=claimed.log_path)
         return self._audited(work, measured, references, train=train, claimed=claimed)
 
     def confirm(
@@ -132,7 +154,7 @@ class Measurer:
         *,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         """Audit once more what `measure` left in `folder`, with a fresh draw; the score pools all audits.
@@ -140,11 +162,11 @@ class Measurer:
         An ending other than `finished` means that the score does not hold.  Raises what `measure` raises.
         """
         assert measured.seed is not None
-        work = Work(self._sandbox, trial, folder, measured.seed, caps, created, progress)
+        work = Work(self._sandbox, trial, folder, measured.seed, caps, notes, progress)
         claim = evidence.load_claim(folder)
         assert claim is not None
         reference = evidence.reference(list(references))
-        number = len(evidence.audits(folder)[0]) + 1
+        number = 1 + (notes.audits or len(evidence.audits(folder)[0]))
         rounds = self._task.score.confirm_rounds
         asked = self._auditor.ask(work, claim, reference, number=number, rounds=rounds)
         if asked is None:
@@ -155,24 +177,24 @@ class Measurer:
 
     # -- claim -------------------------------------------------------------------------------------
 
-    def _claim(self, work: Work, cap: Cap) -> tuple[Result, Claim | str]:
-        """What the claim's container gave: float32 [R, T] in the data's own order, or why there is none."""
+    def _claim(self, work: Work, cap: Cap) -> tuple[Result, Claim | None]:
+        """What the claim's container gave: float32 [R, T] in the data's own order; None: there is none, the result says why."""
         count = self.row_count(self._split)
-        order = score.shuffled(count, secrets.randbits(128))
+        order = score.shuffled(count, self._randbits(128))
         spec = self._phases.claim(
             work.trial, work.folder, seed=work.seed, cap=cap, order=order.permutation, split=self._split
         )
-        result = work.run("claim", spec)
+        result = work.run(spec)
         (work.folder / ROWS).unlink(missing_ok=True)
         path = result.output(NLL)
         if path is None:
-            return result, result.reason
+            return replace(result, ending=_failed(result)), None
         try:
             return result, score.read_claim(
                 path, rows=count, sequence_length=self._prepared.sequence_length, order=order
             )
         except score.RefusedClaimError as error:
-            return replace(result, ending=Ending.INVALID_OUTPUT), str(error)
+            return replace(result, ending=Ending.INVALID_OUTPUT, reason=str(error)), None
         finally:
             path.unlink(missing_ok=True)
 
@@ -280,7 +302,7 @@ class Measurer:
         # A small shift of everything is no smaller lie: what differs by half as much as the worst is looked for.
         limit = min(self._tolerance.hard, float(off.max()) / 2)
         result, second = self._claim(work, work.caps.of("claim"))
-        if isinstance(second, str):
+        if second is None:
             return Ending.NOT_REPRODUCED, f"the cause could not be found ({result.reason})"
         if float(np.abs(second - claim).max()) > limit:
             return Ending.NOT_REPRODUCED, "the model is random, or a row's answer depends on the other rows"

@@ -12,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runner.asking import Work
 from runner.compute import Caps
 from runner.errors import UsageError
 from runner.inside_command import CANDIDATE, STDOUT
 from runner.measure import Measurement
+from runner.notes import Notes
 from runner.phases import environment
 from runner.protocols import Sandbox
 from runner.reported import SCORE_LEVEL, RefusedMetricError, parse
@@ -58,7 +60,7 @@ class ReportedMeasurer:
         seed: int,
         caps: Caps,
         references: Sequence[Path] = (),  # noqa: ARG002 - there is nothing to compare with
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         """Run the command with the candidate in `folder`/train.py and read what it reports.
@@ -66,10 +68,11 @@ class ReportedMeasurer:
         `val_bpb` is the metric in its own unit and direction.  Raises what `Sandbox.run` raises.
         """
         refuse_full(folder, 2 * self._task.limits.log_mb << 20)  # the output, and the log that has it too
-        spec = self._spec(trial, folder, seed=seed, seconds=caps.train)
-        result = self._sandbox.run(
-            spec, folder, created=lambda name: created(spec.phase, name), progress=progress
-        )
+        work = Work(self._sandbox, trial, folder, seed, caps, notes, progress)
+        result = work.known("trained")
+        if result is None:
+            result = work.run(self._spec(trial, folder, seed=seed, seconds=caps.train))
+            work.done("trained", result, *(name for name, _ in result.outputs))
         return self._measured(result, seed)
 
     def confirm(
@@ -80,7 +83,7 @@ class ReportedMeasurer:
         *,
         caps: Caps,  # noqa: ARG002
         references: Sequence[Path],  # noqa: ARG002
-        created: Callable[[str, str], None],  # noqa: ARG002
+        notes: Notes,  # noqa: ARG002
         progress: Callable[[Progress], None],  # noqa: ARG002
     ) -> Measurement:
         """What was measured: no container can tell whether a reported number is true."""
@@ -141,8 +144,6 @@ class ReportedMeasurer:
             metrics = parse(path.read_bytes(), options)
         except RefusedMetricError as error:
             return replace(measured, ending=Ending.INVALID_OUTPUT, reason=f"command: {error}")
-        finally:
-            path.unlink()  # the log has it too
         return replace(
             measured,
             reason="reported by the command itself, not verified",

@@ -10,15 +10,19 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from runner import evidence, verdicts
+from runner.clock import Now, utc_now
 from runner.codesize import smaller_by
 from runner.durable import write_durably
 from runner.errors import StateError, UsageError
+from runner.inside_command import STDOUT
 from runner.ledger import Event, Ledger, OpenTrial, record_to_json, trial_folder
 from runner.measure import CHECKPOINT, Measurement
+from runner.notes import Notes
+from runner.phases import NLL, ROWS
 from runner.records import measurement_to_json, measurements_of, record_of
 from runner.task import Task
 from runner.trial import Ending, Proposal, Record, Refusal, Seconds, Verdict
@@ -30,14 +34,18 @@ KEPT_CHECKPOINTS = 3
 SEEDS_PER_RUN, SEEDS_PER_TRIAL = 100_000, 4
 """A trial has one seed for each measurement that it may have, and no other trial of the run has them."""
 BODY_LIMIT = 4000
+PASSING = (ROWS, NLL, STDOUT, "question-*.bin", "audit-*/answer-*.bin", ".*.partial")
+"""Files in a measurement's folder that are of no use once it is judged."""
 
 
 class Run:
     """A run that this process holds."""
 
-    def __init__(self, *, task: Task, tag: str, ledger: Ledger, workspace: Workspace) -> None:
+    def __init__(
+        self, *, task: Task, tag: str, ledger: Ledger, workspace: Workspace, now: Now = utc_now
+    ) -> None:
         """Raises `UsageError` if the run has scores of another level than the task's."""
-        self.task, self.tag, self.ledger, self._workspace = task, tag, ledger, workspace
+        self.task, self.tag, self.ledger, self._workspace, self._now = task, tag, ledger, workspace, now
         self.rule = verdicts.rule_of(task.judge, maximise=task.score.maximise)
         self.check_level(task.score.level)
 
@@ -104,7 +112,7 @@ class Run:
         self.ledger.write(
             "proposed",
             trial=trial,
-            at=_now(),
+            at=self._now(),
             agent=proposal.agent,
             idea=proposal.idea,
             why=proposal.why,
@@ -124,7 +132,8 @@ class Run:
         event = opened.proposed
         same = event["baseline"] or event.get("repeat")
         commit = str(event["parent"]) if same else self._commit(event)
-        self.ledger.write("candidate", trial=opened.trial, commit=commit)
+        if commit != opened.commit:
+            self.ledger.write("candidate", trial=opened.trial, commit=commit)
         self._workspace.remember(self.tag, opened.trial, commit)
         return commit
 
@@ -138,6 +147,12 @@ class Run:
     def seed(self, trial: int, index: int) -> int:
         """The seed of a measurement, fixed when the trial was proposed."""
         return int(self.ledger.state.opened[trial].proposed["seed"]) + index
+
+    def notes(self, trial: int, step: Step) -> Notes:
+        """What a measurement, or its confirmation, writes down, and what it wrote before the runner died."""
+        steps = [one for one in self.ledger.state.opened[trial].steps if one["index"] == step.index]
+        trained = max((at for at, one in enumerate(steps) if one["event"] == "trained"), default=0)
+        return Notes(write=partial(self.ledger.write, trial=trial, index=step.index, do=step.do), before=steps[trained:])
 
     def measured(self, trial: int, index: int, found: Measurement, *, confirmed: bool = False) -> None:
         """Write down what a measurement or its confirmation gave; it is never made again."""
@@ -192,7 +207,7 @@ class Run:
             verdict=Verdict.INVALID,
             reason=refusal.reason,
             **asdict(refusal.spent),
-            proposed_at=_now(),
+            proposed_at=self._now(),
         )
 
     def record(self, record: Record) -> None:
@@ -208,12 +223,14 @@ class Run:
         unfinished = self.ledger.state.unfinished
         if unfinished is not None:
             record = self.ledger.state.record(unfinished)
+            kept = record.verdict is Verdict.KEEP
             if record.commit is not None:
-                if record.verdict is Verdict.KEEP and record.parent is not None:
+                if kept and record.parent is not None:
                     self._workspace.keep(self.tag, record.commit, record.parent)
                 self._workspace.note(record.commit, self._note(record.commit))
+            self._tidy(record)
             self._drop_files()
-            self.ledger.write("done", trial=record.trial)
+            self.ledger.write("done", trial=record.trial, kept=kept)
         expected, tip = self.champion(), self._workspace.tip(self.tag)
         if tip != expected:
             where = tip[:7] if tip else "gone"
@@ -248,6 +265,13 @@ class Run:
         lines = [json.dumps(record_to_json(record), sort_keys=True) for record in self.records if record.commit == commit]
         return "".join(f"{line}\n" for line in lines)
 
+    def _tidy(self, record: Record) -> None:
+        """Drop what containers were given, or gave, and was still there when a runner died."""
+        for index in range(len(record.measurements) + 1):
+            folder = self.folder(record.trial, index)
+            for path in (path for pattern in PASSING for path in folder.glob(pattern)):
+                path.unlink()
+
     def _drop_files(self) -> None:
         """Leave the checkpoints of the first baseline and of the newest kept trials, and the claims of the baselines."""
         kept = [record.trial for record in self.records if record.verdict is Verdict.KEEP]
@@ -264,10 +288,6 @@ class Run:
         header = self.ledger.state.header
         assert header is not None
         return header
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _printable(text: str) -> str:

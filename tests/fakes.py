@@ -15,6 +15,7 @@ import numpy as np
 
 from runner.loop import Measures
 from runner.measure import Caps, Measurement
+from runner.notes import Notes
 from runner.prepare import FORMAT
 from runner.protocols import Agent, Sandbox, View
 from runner.trial import (
@@ -175,11 +176,11 @@ class FakeMeasurer:
         seed: int,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         self.references.append(list(references))
-        self._begin("measure", trial, seed, created, progress)
+        self._begin("measure", trial, seed, notes, progress)
         source = (folder / "train.py").read_text()
         seconds = Seconds(startup=0.5, train=2.0, claim=1.0, audit=0.5, total=5.0)
         number = seed % 4 + 1
@@ -204,11 +205,11 @@ class FakeMeasurer:
         *,
         caps: Caps,
         references: Sequence[Path],
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> Measurement:
         assert measured.seed is not None
-        self._begin("confirm", trial, measured.seed, created, progress)
+        self._begin("confirm", trial, measured.seed, notes, progress)
         source = (folder / "train.py").read_text()
         if "LIES" in source:
             return replace(measured, ending=Ending.TAMPERED, reason="audit: it answers otherwise", val_bpb=None, score_level=None)
@@ -219,11 +220,11 @@ class FakeMeasurer:
         what: str,
         trial: int,
         seed: int,
-        created: Callable[[str, str], None],
+        notes: Notes,
         progress: Callable[[Progress], None],
     ) -> None:
         self.calls.append((what, trial, seed))
-        created(what, f"container-{len(self.calls)}")
+        notes.write("created", phase=what, container=f"container-{len(self.calls)}")
         error = self.raises.pop(0) if self.raises else None
         if error is not None:
             raise error

@@ -42,6 +42,7 @@ from runner.judge import Rule
 from runner.loop import Loop, Stops
 from runner.measure import Caps, Measurement, Measurer
 from runner.noise import Z90, student
+from runner.notes import Notes
 from runner.phases import Place
 from runner.prepare import Prepared, load
 from runner.records import measurement_to_json
@@ -699,7 +700,7 @@ def test_a_split_without_a_byte_is_refused(repository: Path, tmp_path: Path) -> 
             seed=1,
             caps=Caps(train=60.0, claim=60.0, audit=60.0),
             references=(),
-            created=lambda *_: None,
+            notes=Notes(),
             progress=lambda _: None,
         )
 

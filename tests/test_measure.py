@@ -16,6 +16,7 @@ import pytest
 from runner import evidence
 from runner.errors import EngineError
 from runner.measure import Caps, Measurement, Measurer
+from runner.notes import Notes
 from runner.phases import Place, environment, handed_out, question
 from runner.prepare import Prepared, load
 from runner.task import Task, load_task
@@ -154,9 +155,13 @@ class Bench:
             seed=11,
             caps=caps,
             references=references,
-            created=lambda phase, container: self.created.append((phase, container)),
+            notes=Notes(write=self._write),
             progress=lambda _: None,
         )
+
+    def _write(self, event: str, **facts: str) -> None:
+        if event == "created":
+            self.created.append((facts["phase"], facts["container"]))
 
     def confirm(self, sandbox: ModelSandbox, measured: Measurement, name: str = "m") -> Measurement:
         return self.measurer(sandbox).confirm(
@@ -165,7 +170,7 @@ class Bench:
             measured,
             caps=CAPS,
             references=(),
-            created=lambda *_: None,
+            notes=Notes(),
             progress=lambda _: None,
         )
 

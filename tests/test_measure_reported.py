@@ -14,6 +14,7 @@ from runner.compute import caps
 from runner.errors import EngineError, UsageError
 from runner.measure import Measurement
 from runner.measure_reported import PROGRAM, ReportedMeasurer, check_fits, pack
+from runner.notes import Notes
 from runner.protocols import Sandbox
 from runner.task import Task, load_task
 from runner.trial import Ending, Progress, Result, Seconds, TrialSpec
@@ -88,7 +89,7 @@ def measure(task: Task, folder: Path, sandbox: Speaking, gpu: str | None = None)
         sandbox, task, folder / "task.tar", image="sha256:i", gpu=gpu, labels=(("autoresearch.run", "r"),)
     )
     return measurer.measure(
-        4, folder, seed=100_004, caps=caps(task, []), created=lambda phase, name: None, progress=lambda progress: None
+        4, folder, seed=100_004, caps=caps(task, []), notes=Notes(), progress=lambda progress: None
     )
 
 
@@ -137,7 +138,6 @@ def test_the_number_is_what_was_printed_and_its_level_says_so(task: Task, tmp_pa
         summary=(("acc", "0.75"), ("overlap", "0.25")),
         log_path=tmp_path / "command.log",
     )
-    assert not (tmp_path / "stdout").exists()
 
 
 def test_a_guard_outside_its_bound_is_said_beside_the_number(task: Task, tmp_path: Path) -> None:
@@ -161,7 +161,6 @@ def test_an_output_that_does_not_state_the_score_gives_none(task: Task, tmp_path
 
     assert (measured.ending, measured.reason) == (Ending.INVALID_OUTPUT, reason)
     assert (measured.val_bpb, measured.score_level, measured.guards_broken) == (None, None, None)
-    assert not (tmp_path / "stdout").exists()
 
 
 @pytest.mark.parametrize("ending", [Ending.CRASHED, Ending.TIMED_OUT, Ending.OUT_OF_MEMORY, Ending.INVALID_OUTPUT])
@@ -183,7 +182,7 @@ def test_there_is_nothing_to_confirm(task: Task, tmp_path: Path) -> None:
     measured = measure(task, tmp_path, Speaking())
 
     confirmed = measurer.confirm(
-        4, tmp_path, measured, caps=caps(task, []), references=(), created=lambda *_: None, progress=lambda _: None
+        4, tmp_path, measured, caps=caps(task, []), references=(), notes=Notes(), progress=lambda _: None
     )
 
     assert confirmed == measured

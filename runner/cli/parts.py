@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -198,6 +199,7 @@ def freeze(workspace: Workspace, checkout: Task, commit: str, folder: Path) -> P
     A command may read any file of its task, so a task that reports its score is copied whole.
     """
     frozen = folder / "task"
+    shutil.rmtree(frozen, ignore_errors=True)  # of a start that died, perhaps at another commit
     paths = [checkout.editable, checkout.prepare, checkout.brief, checkout.space, checkout.presets]
     for path in ["autoresearch.yaml", *(path for path in paths if path is not None)]:
         workspace.export(commit, path, frozen)

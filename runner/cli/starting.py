@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runner import ledger
 from runner.cli import parts
+from runner.clock import Now, utc_now
 from runner.errors import StateError, UsageError
 from runner.ledger import Event, Ledger
 
@@ -62,7 +62,9 @@ def which_run(workspace: Workspace, tag: str | None, *, new: bool) -> Path:
 
 
 @contextmanager
-def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> Iterator[Ledger]:
+def held(
+    workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted, *, now: Now = utc_now
+) -> Iterator[Ledger]:
     """The run's ledger; a run that does not exist yet is started, and leaves nothing if it cannot be."""
     fresh = not (folder / ledger.JOURNAL).exists()
     if fresh and folder.name in workspace.tags():
@@ -75,7 +77,7 @@ def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> 
         (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
         if run.state.header is None:
             try:
-                header = _start(workspace, checkout, folder, wanted)
+                header = _start(workspace, checkout, folder, wanted, now())
             except BaseException:
                 if fresh:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -87,7 +89,7 @@ def held(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> 
         yield run
 
 
-def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -> Event:
+def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted, created: str) -> Event:
     """Everything about a new run that is fixed when it starts."""
     from runner import gpus, images
     from runner.task import apply_preset, choose_preset
@@ -116,7 +118,6 @@ def _start(workspace: Workspace, checkout: Task, folder: Path, wanted: Wanted) -
         check_fits(frozen, task)
     original = workspace.read(head, task.editable).decode()
     source = apply_preset(original, task)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
     text = CommitText(
         subject=f"Baseline of run {folder.name}",
         body=f"{task.editable} with the constants of preset {preset}." if preset else "",

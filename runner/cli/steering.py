@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.clock import utc_now
 
 if TYPE_CHECKING:
     from runner.agents.llm import Context
@@ -35,7 +35,7 @@ def hint(
     from runner.agents.shown import add_hint, hints
 
     _, folder, _ = parts.look(task, tag)
-    add_hint(folder, text, datetime.now(UTC).isoformat(timespec="seconds"))
+    add_hint(folder, text, utc_now())
     number = len(hints(folder))
     if as_json:
         typer.echo(json.dumps({"tag": folder.name, "hints": number}))

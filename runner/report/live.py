@@ -153,8 +153,9 @@ def publish(folder: Path, records: Sequence[Record]) -> None:
     from runner.report.plot import draw_progress
 
     try:
-        write_tsv(records, folder / "results.tsv")
+        # In this order: whoever finds the table whole need not draw anything.
         draw_progress(records, folder / "progress.png", tag=folder.name)
+        write_tsv(records, folder / "results.tsv")
     except StateError as error:
         print(f"note: {error}; the next trial writes it again", file=sys.stderr)  # noqa: T201 - a view
 
