@@ -102,7 +102,9 @@ class Workspace:
         except (git.exc.InvalidGitRepositoryError, git.exc.NoSuchPathError) as error:
             message = f"{folder} is not in a git repository: `autoresearch init DIR` makes a new task"
             raise StateError(message) from error
-        self._repo.git.update_environment(**_environment(), GIT_LITERAL_PATHSPECS="1")
+        # Named, not looked for: if the folder goes away, git must not take the repository that we happen to be started in.
+        found = str(Path(self._repo.git_dir).resolve())
+        self._repo.git.update_environment(**_environment(), GIT_LITERAL_PATHSPECS="1", GIT_DIR=found)
         common = Path(self._repo.common_dir).resolve()
         self.state = common.parent / STATE_FOLDER if common.name == ".git" else common / STATE_FOLDER[1:]
         root = self._repo.working_tree_dir
@@ -333,6 +335,8 @@ class Workspace:
         except git.exc.GitCommandError as error:
             said = str(error.stderr).replace("stderr:", "").strip().strip("'") or f"status {error.status}"
             message = f"git {arguments[0]} failed in {self.root}: {said}"
+            if not self.root.is_dir():
+                message = f"{self.root} is gone: put the repository back and run the same command again"
             if locked := _LOCKED.search(said):
                 message = (
                     f"git {arguments[0]} could not lock its files in {self.root}: {locked[1]} is there. If no git works in that repository, "
@@ -340,7 +344,7 @@ class Workspace:
                 )
             raise StateError(message) from error
         except git.exc.GitError as error:
-            message = f"git {arguments[0]} could not be started in {self.root}: {'is the folder still there?' if not self.root.is_dir() else error}"
+            message = f"git could not be started in {self.root}: {error}"
             raise StateError(message) from error
         assert isinstance(out, bytes)
         return out

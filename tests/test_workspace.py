@@ -148,6 +148,61 @@ def test_hostile_configuration_runs_nothing(repository: Path, tmp_path: Path) ->
     assert not marker.exists(), marker.read_text()
 
 
+def test_a_repository_that_lacks_objects_fetches_nothing(repository: Path, tmp_path: Path) -> None:
+    """A partial clone names the program by which it gets what is missing, and may say that this is allowed."""
+    marker, program = tmp_path / "ran", tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho $0 >> {marker}\n")
+    program.chmod(0o755)
+    head, blob = run_git(repository, "rev-parse", "HEAD"), run_git(repository, "rev-parse", f"HEAD:{PATH}")
+    settings = {
+        "core.repositoryFormatVersion": "1", "extensions.partialClone": "far", "remote.far.promisor": "true", "protocol.allow": "always",
+        "protocol.ext.allow": "always", "protocol.file.allow": "always", "remote.far.url": f"ext::{program}", "remote.far.uploadpack": str(program),
+    }  # fmt: skip
+    for key, value in settings.items():
+        run_git(repository, "config", key, value)
+    (repository / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    subprocess.run(["git", "cat-file", "-p", blob], cwd=repository, check=False, capture_output=True)
+    assert marker.exists()  # git by itself runs it
+    marker.unlink()
+
+    for url in (f"ext::{program}", str(tmp_path), "ssh://nowhere/x"):
+        run_git(repository, "config", "remote.far.url", url)
+        run_git(repository, "config", "core.sshCommand", str(program))
+        with pytest.raises(StateError, match="git cat-file failed"):
+            Workspace(repository).read(head, PATH)
+
+    assert not marker.exists(), marker.read_text()
+
+
+def test_replacements_grafts_and_encodings_of_the_repository_change_no_candidate(repository: Path) -> None:
+    plain = candidate(Workspace(repository))
+    head = run_git(repository, "rev-parse", "HEAD")
+    other = run_git(repository, "commit-tree", "4b825dc642cb6eb9a060e54bf8d69288fbee4904", "-m", "empty")
+    run_git(repository, "replace", head, other)
+    (repository / ".git" / "info").mkdir(exist_ok=True)
+    (repository / ".git" / "info" / "grafts").write_text(f"{head} {other}\n")
+    for key, value in {"i18n.commitEncoding": "ISO-8859-1", "core.splitIndex": "true", "core.autocrlf": "true", "core.sparseCheckout": "true"}.items():
+        run_git(repository, "config", key, value)
+    before = {path.name for path in (repository / ".git").iterdir()}
+    workspace = Workspace(repository)
+
+    assert candidate(workspace) == plain
+    assert workspace.head() == head
+    assert workspace.read(head, "trainer/prepare.py") == b"fixed = True\n"
+    assert {path.name for path in (repository / ".git").iterdir()} == before
+
+
+def test_borrowed_objects_are_read_and_not_written(repository: Path) -> None:
+    borrower = repository.with_name("borrower")
+    run_git(repository.parent, "clone", "-q", "--shared", str(repository), str(borrower))
+    lent = sorted(path for path in (repository / ".git" / "objects").rglob("*") if path.is_file())
+    workspace = Workspace(borrower)
+    workspace.start_branch("t", candidate(workspace))
+
+    assert run_git(borrower, "show", f"autoresearch/t:{PATH}") == "RATE = 0.2"
+    assert sorted(path for path in (repository / ".git" / "objects").rglob("*") if path.is_file()) == lent
+
+
 def test_uncommitted_edits_are_named(repository: Path) -> None:
     workspace = Workspace(repository)
     (repository / "program.md").write_text("edited\n")
