@@ -112,6 +112,16 @@ def slack(budget: Budget) -> float:
     return budget.bpb_per_doubling * math.log2(1 + budget.tolerance)
 
 
+def step_seconds(records: Sequence[Record]) -> float | None:
+    """What a step of the baselines took, the slowest of them; None: unknown."""
+    known = [
+        record.seconds.train / record.steps
+        for record in records
+        if record.verdict is Verdict.BASELINE and record.seconds.train is not None and record.steps
+    ]
+    return max(known, default=None)
+
+
 def _derived(values: Sequence[float | None], *, on_gpu: bool) -> float:
     known = _median(values)
     if known is None:

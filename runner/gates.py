@@ -1,7 +1,7 @@
 """What a proposal has to pass before a trial is spent on it; pure.
 
 A source is refused if it does not parse, is a program that was tried already, carries more new data than an idea
-needs, or repeats text of the data set that the champion does not have.
+needs, repeats text of the data set that the champion does not have, or has no `build_model` for the score.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from runner.tried import Barred
+
 if TYPE_CHECKING:
     from runner.prepare import Prepared
 
@@ -55,8 +57,9 @@ def refuse(
     tried: Mapping[str, int],
     limits: GateLimits,
     held_out: HeldOut | None,
-) -> str | None:
-    """Why no trial is spent on a source, in plain words, or None.
+    scored: bool = True,
+) -> Barred | None:
+    """Why no trial is spent on a source, or None.
 
     Args:
         source: the proposed file; hostile.
@@ -64,15 +67,21 @@ def refuse(
         tried: the trial of each `fingerprint` that a trial was spent on.
         limits: how much it may bring.
         held_out: text that it must not repeat; None: not looked at.
+        scored: whether the score is made by building the file's model; if not, it needs none.
 
-    The reason is safe to show: it quotes neither the source nor the data set.
+    The reason is safe to show: it quotes neither the source nor the data set.  A repeat is nothing to mend, and who is told to
+    mend a file with text of the data set in it learns to hide it.
     """
-    return (
-        _unreadable(source, max(limits.source_bytes, _size(champion)))
-        or _tried(source, champion, tried)
-        or _too_much(source, champion, limits)
-        or (held_out.overlap(source, champion) if held_out else None)
-    )
+    if (reason := _unreadable(source, max(limits.source_bytes, _size(champion)))) is not None:
+        return Barred(reason=reason)
+    if (reason := _tried(source, champion, tried)) is not None:
+        return Barred(reason=reason, mendable=False)
+    if (reason := _too_much(source, champion, limits)) is not None:
+        return Barred(reason=reason)
+    if held_out is not None and (reason := held_out.overlap(source, champion)) is not None:
+        return Barred(reason=reason, mendable=False)
+    reason = _without_model(source) if scored else None
+    return None if reason is None else Barred(reason=reason)
 
 
 @lru_cache(maxsize=4)
@@ -138,6 +147,38 @@ def _too_much(source: str, champion: str, limits: GateLimits) -> str | None:
             "data belong into the data set"
         )
     return None
+
+
+MODEL = "build_model"
+
+
+def _without_model(source: str) -> str | None:
+    """Whether a scoring program that calls `build_model(device)` surely finds nothing to call."""
+    made: list[ast.AST] = []
+    for node in _in_order(_parse(source)):
+        match node:
+            case ast.ImportFrom(names=names) | ast.Import(names=names) if any((one.asname or one.name) in (MODEL, "*") for one in names):
+                return None
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) if name == MODEL:
+                made.append(node)
+            case ast.Name(id=name, ctx=ast.Store()) if name == MODEL:
+                return None
+            case ast.Constant(value=value) | ast.keyword(arg=value) if value == MODEL:
+                return None  # set by its name
+            case _:
+                pass
+    if not made:
+        return f"the contract: there is no {MODEL}(device), which the score needs"
+    match made:
+        case [ast.FunctionDef(args=given, decorator_list=[]) as only] if not _takes_one(given):
+            return f"the contract: {MODEL} at line {only.lineno} cannot be called with the device alone"
+    return None
+
+
+def _takes_one(given: ast.arguments) -> bool:
+    places = [*given.posonlyargs, *given.args]
+    needed = len(places) - len(given.defaults)
+    return needed <= 1 and (bool(places) or given.vararg is not None) and None not in given.kw_defaults
 
 
 def _size(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import Protocol
 import structlog
 
 from runner.coarse import told
+from runner.compute import step_seconds
 from runner.errors import BaselineError, EngineError, GpuError, StateError, Terminated
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
@@ -21,7 +22,7 @@ from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
 from runner.trial import Ending, Progress, Proposal, Record, Refusal, Verdict
-from runner.tried import OPEN, Gate, tried_in
+from runner.tried import OPEN, Barred, Candidate, Gate, tried_in
 from runner.verdicts import Do, Step
 
 log = structlog.get_logger()
@@ -185,10 +186,38 @@ class Loop:
         if self._tried is None:
             folders = ((record.trial, self._run.folder(record.trial)) for record in self._run.records)
             self._tried = tried_in(folders, self._gate.fingerprint)
-        reason = self._gate.refuse(proposal.source, champion, self._tried)
-        if reason is None:
+        found = self._gate.refuse(proposal.source, champion, self._tried)
+        if found is None:
             return proposal
-        return Refusal(agent=proposal.agent, idea=proposal.idea, reason=reason, token=proposal.token, spent=proposal.spent)
+        source = proposal.source if found.mendable else None
+        return Refusal(
+            agent=proposal.agent, idea=proposal.idea, reason=found.reason, token=proposal.token, spent=proposal.spent, source=source
+        )
+
+    def _examined(self, opened: OpenTrial) -> Barred | None:
+        """Why no trial is spent on what was proposed; asked again if this process died before the answer was used."""
+        run, trial, proposed = self._run, opened.trial, opened.proposed
+        if opened.measured or proposed["baseline"] or proposed.get("repeat"):
+            return None
+        folder = run.ready(trial, 0)
+        candidate = Candidate(
+            trial=trial,
+            folder=folder,
+            source=(folder / "train.py").read_bytes().decode(),
+            champion=run.source(proposed["parent"]),
+            agent=proposed["agent"],
+            seed=run.seed(trial, 0),
+            caps=caps(run.task, run.records),
+            step_seconds=step_seconds(run.records),
+            memory_gb=next((one.memory_gb for one in reversed(run.records) if one.commit == proposed["parent"] and one.memory_gb), None),
+            created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
+            progress=lambda progress: self._view.progress(trial, progress),
+        )
+        try:
+            return self._gate.examine(candidate)
+        except EngineError as error:
+            run.ledger.write("failed", trial=trial, reason=str(error))
+            raise
 
     def _remember(self, source: str, trial: int) -> None:
         mark = self._gate.fingerprint(source)
@@ -206,6 +235,8 @@ class Loop:
             log.info("trial.started", commit=commit, idea=opened.proposed["idea"])
             if len(opened.failures) >= ENGINE_FAILURES:
                 return self._record(run.given_up(opened, commit))
+            if (barred := self._examined(opened)) is not None:
+                return self._record(run.barred(opened, commit, barred))
             while (step := run.next_step(trial)).do is not Do.CONCLUDE:
                 log.info("trial.step", do=step.do, index=step.index, reason=step.reason)
                 if step.do is Do.MEASURE_CHAMPION:

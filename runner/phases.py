@@ -26,6 +26,9 @@ ROWS = "rows.bin"
 RESERVE_SECONDS = 3.0
 """Of a timed budget, for saving: train.py is told to stop this much earlier."""
 SUMMARY_BYTES = 64 << 10
+DRY_STEPS = 3
+SAID = "dry.json"
+SAID_BYTES = 4 << 10
 
 Rows = npt.NDArray[np.uint16]
 Indices = npt.NDArray[np.int64]
@@ -73,16 +76,23 @@ class Phases:
         asked = rounds * rows * (row + 4 * data.vocab_size)
         return row * max(handed, rows) + max(sizes, default=0) + claimed + asked + (limits.log_mb << 20)
 
-    def train(self, trial: int, folder: Path, *, seed: int, cap: Cap) -> TrialSpec:
-        """Training: sees the training rows behind the gate, gives a checkpoint."""
+    def train(self, trial: int, folder: Path, *, seed: int, cap: Cap, stop_after: int | None = None) -> TrialSpec:
+        """Training: sees the training rows behind the gate, gives a checkpoint.
+
+        `stop_after`: train.py is told that its budget is used up after so many steps.
+        """
         budget = self._task.budget
         told: dict[str, Any]
         if budget.steps is not None:
             gate, told = "/in/gated", {"steps": budget.steps}
         else:
             gate, told = "/data/gated", {"seconds": budget.seconds, "reserve_seconds": RESERVE_SECONDS}
+        more: dict[str, Any] = {}
+        if stop_after is not None:
+            told["stop_after"] = stop_after
+            more["batch_rows"] = self._task.score.batch_rows
         gated, volumes = self._training_rows(folder, seed)
-        self._tell(folder, phase="train", seed=seed, budget=told, gate=gate)
+        self._tell(folder, phase="train", seed=seed, budget=told, gate=gate, **more)
         limits = self._task.limits
         spec = self._spec(trial, folder, "train", ("python3", "/in/train.py"), cap)
         return replace(
@@ -94,6 +104,21 @@ class Phases:
                 OutputFile(name="summary.json", max_bytes=SUMMARY_BYTES, required=False),
                 OutputFile(name="progress.json", max_bytes=SUMMARY_BYTES, required=False),
             ),
+        )
+
+    def dry(self, trial: int, folder: Path, *, seed: int, cap: Cap, startup_seconds: float) -> TrialSpec:
+        """The dry run: what training sees, for a few steps, and then the saved weights loaded; gives its word on what failed.
+
+        Nothing is compiled on a GPU, which would take longer than everything else.
+        """
+        spec = self.train(trial, folder, seed=seed, cap=cap, stop_after=DRY_STEPS)
+        return replace(
+            spec,
+            phase="dry",
+            command=("python3", "/prepare/dry.py"),
+            environment=(*spec.environment, *(() if self._place.gpu is None else (("TORCHDYNAMO_DISABLE", "1"),))),
+            outputs=(OutputFile(name=SAID, max_bytes=SAID_BYTES, required=False),),
+            limits=replace(spec.limits, startup_seconds=startup_seconds),
         )
 
     def claim(

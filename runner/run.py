@@ -25,7 +25,8 @@ from runner.notes import Notes
 from runner.phases import NLL, ROWS
 from runner.records import measurement_to_json, measurements_of, record_of
 from runner.task import Task
-from runner.trial import Ending, Proposal, Record, Refusal, Seconds, Verdict
+from runner.trial import REFUSED, Ending, Proposal, Record, Refusal, Seconds, Verdict
+from runner.tried import Barred
 from runner.verdicts import Step
 from runner.workspace import CommitText, Workspace
 
@@ -194,8 +195,18 @@ class Run:
         record = self._record(opened, commit, [*measurements_of(opened), failed])
         return replace(record, verdict=Verdict.REPEAT) if opened.proposed.get("repeat") else record
 
+    def barred(self, opened: OpenTrial, commit: str, barred: Barred) -> Record:
+        """The record of a proposal that a gate did not let through after it was written down."""
+        found = Measurement(ending=barred.ending, reason=barred.reason, seconds=Seconds(total=barred.seconds), log_path=barred.log_path)
+        return replace(self._record(opened, commit, [found]), verdict=Verdict.INVALID, measurements=())
+
     def refused(self, refusal: Refusal) -> Record:
-        """The record of a proposal that costs no container."""
+        """The record of a proposal that costs no container; its file is kept if it may be mended."""
+        path = self.folder(self.ledger.state.next_trial()) / REFUSED
+        if refusal.source is not None:
+            write_durably(path, refusal.source.encode(errors="replace"))
+        else:
+            path.unlink(missing_ok=True)  # of a refusal that was never recorded
         return Record(
             trial=self.ledger.state.next_trial(),
             tag=self.tag,

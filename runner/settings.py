@@ -150,11 +150,13 @@ class ScoreOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GateOptions:
-    """How much a proposal may bring; `runner.gates.GateLimits` says why."""
+    """What a proposal has to pass; `runner.gates.GateLimits` and `runner.dryrun` say why."""
 
     source_bytes: int = key(64 << 10, low=1 << 10, high=1 << 20)
     growth_bytes: int = key(4 << 10, low=0, high=1 << 20)
     text_bytes: int = key(4 << 10, low=0, high=1 << 20)
+    dry_run: bool = key(default=True)
+    """Audited: whether three steps of a file that somebody wrote are tried first."""
 
 
 @dataclass(frozen=True, kw_only=True)

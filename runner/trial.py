@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+REFUSED = "refused.py"
+"""A file that no trial was spent on, in the trial's folder: not by the name of one that was tried."""
+
 
 class Ending(StrEnum):
     """What happened in a container (or, for a trial, in the first of its containers that did not finish)."""
@@ -86,6 +89,8 @@ class Refusal:
     reason: str
     token: str = ""
     spent: Spent = Spent()
+    source: str | None = None
+    """The proposed file, if it may be mended."""
 
 
 @dataclass(frozen=True, kw_only=True)

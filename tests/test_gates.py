@@ -50,8 +50,9 @@ LIMITS = GateLimits()
 
 
 def refused(source: str, champion: str = CHAMPION, **more: object) -> str | None:
-    given = {"tried": {}, "limits": LIMITS, "held_out": None, **more}
-    return refuse(source, champion=champion, **given)  # type: ignore[arg-type]
+    given = {"tried": {}, "limits": LIMITS, "held_out": None, "scored": False, **more}
+    found = refuse(source, champion=champion, **given)  # type: ignore[arg-type]
+    return None if found is None else found.reason
 
 
 # The same experiment ----------------------------------------------------------------------------------------------
@@ -445,3 +446,63 @@ def test_looking_at_a_file_of_ordinary_size_is_quick() -> None:
     began = time.process_time()
     assert refuse(TRAIN + "\nx = 1\n", champion=TRAIN, tried={}, limits=LIMITS, held_out=held_out) is None
     assert time.process_time() - began < 1
+
+
+# The contract -----------------------------------------------------------------------------------------------------
+
+BODY = "\n\ndef main():\n    print(1)\n"
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        ("", "the contract: there is no build_model(device), which the score needs"),
+        ("class Trainer:\n    def build_model(self, device):\n        return 1\n", "the contract: build_model at line 2 cannot be called with the device alone"),
+        ("def build_model(device, depth):\n    return 1\n", "the contract: build_model at line 1 cannot be called with the device alone"),
+        ("def build_model():\n    return 1\n", "the contract: build_model at line 1 cannot be called with the device alone"),
+        ("def build_model(device, *, depth):\n    return 1\n", "the contract: build_model at line 1 cannot be called with the device alone"),
+    ],
+)
+def test_a_file_without_a_model_for_the_score_is_refused(made: str, reason: str) -> None:
+    assert refused(made + BODY, scored=True) == reason
+    assert refused(made + BODY, scored=False) is None
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        "def build_model(device):\n    return 1\n",
+        "def build_model(device, depth=2, *more, wide=True):\n    return 1\n",
+        "def build_model(*given):\n    return 1\n",
+        "def build_model(device=None, /):\n    return 1\n",
+        "import functools\n\n@functools.partial\ndef build_model():\n    return 1\n",
+        "if 1:\n    def build_model(device):\n        return 1\nelse:\n    def build_model():\n        return 2\n",
+        "build_model = lambda device: 1\n",
+        "from models import *\n",
+        "from models import small as build_model\n",
+        "class build_model:\n    def __init__(self, device):\n        self.device = device\n",
+        "globals()['build_model'] = print\n",
+        "globals().update(build_model=print)\n",
+    ],
+)
+def test_a_model_that_may_be_there_passes(made: str) -> None:
+    assert refused(made + BODY, scored=True) is None
+
+
+def test_what_a_model_cannot_mend_is_said_to_be_so() -> None:
+    def mendable(source: str, **more: object) -> bool:
+        given = {"tried": {}, "limits": LIMITS, "held_out": None, "scored": True, **more}
+        found = refuse(source, champion=CHAMPION, **given)  # type: ignore[arg-type]
+        assert found is not None
+        return found.mendable
+
+    assert mendable("def f(:\n")
+    assert mendable(CHANGED)  # it has no model
+    assert mendable(CHANGED + f"DATA = '{'x' * 5000}'\n", limits=GateLimits())
+    assert not mendable(CHAMPION + "# again\n")
+    assert not mendable(CHANGED, tried={fingerprint(CHANGED): 3})
+
+
+def test_every_shipped_candidate_and_attack_has_a_model() -> None:
+    for path in (ROOT / "tests" / "candidates").glob("*.py"):
+        assert refuse(path.read_text(), champion="x = 1\n", tried={}, limits=GateLimits(growth_bytes=1 << 20, text_bytes=1 << 20), held_out=None) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,14 @@ def record(trial: int, verdict: Verdict = Verdict.DISCARD, **values: Any) -> Rec
     return Record(**{**known, **values})
 
 
-def agent(folder: Path, chat: FakeChat, **values: Any) -> LlmAgent:
+def agent(folder: Path, chat: FakeChat, *, source: Callable[[int], str | None] | None = None, **values: Any) -> LlmAgent:
     def facts(champion: str, history: Sequence[Record]) -> Facts:
         return Facts(
             brief="The brief.", editable="train.py", champion=champion, hardware="CPU", budget="20 steps", metric="lower is better",
             tries=tuple(Try(record=one) for one in history),
         )  # fmt: skip
 
-    context = Context(facts=facts, source=lambda trial: f"# file of {trial}\n{CHAMPION}", folder=folder)
+    context = Context(facts=facts, source=source or (lambda trial: f"# file of {trial}\n{CHAMPION}"), folder=folder)
     return LlmAgent(chat, context, **{"limit": 100_000, "count": len, **values})
 
 
@@ -124,6 +124,37 @@ def test_a_crash_is_mended_once_on_its_own_file(tmp_path: Path) -> None:
     given_up = agent(tmp_path, after).propose(CHAMPION, [crash, again])
     assert isinstance(given_up, Proposal)
     assert (given_up.token, given_up.source) == ("2", DEEPER)
+
+
+@pytest.mark.parametrize("ending", [None, Ending.CRASHED, Ending.OUT_OF_MEMORY, Ending.TIMED_OUT])
+def test_what_a_gate_refused_is_mended_once_too(tmp_path: Path, ending: Ending | None) -> None:
+    refused = record(1, Verdict.INVALID, ending=ending, reason="line 5: undefined name `scale` (F821)", token="0")
+    chat = FakeChat(GOOD)
+    found = agent(tmp_path, chat).propose(CHAMPION, [refused])
+
+    assert isinstance(found, Proposal)
+    assert (found.token, found.source) == (f"1 {REPAIR}1", f"# file of 1\n{DEEPER}")
+    assert "line 5: undefined name `scale` (F821)" in chat.asked[0][1].text
+
+    again = record(2, Verdict.INVALID, ending=ending, token=found.token)
+    given_up = agent(tmp_path, FakeChat(GOOD)).propose(CHAMPION, [refused, again])
+    assert isinstance(given_up, Proposal)
+    assert given_up.token == "2"
+
+
+def test_a_refusal_that_left_no_file_has_nothing_to_mend(tmp_path: Path) -> None:
+    asking = agent(tmp_path, FakeChat(GOOD), source=lambda trial: None)
+    found = asking.propose(CHAMPION, [record(1, Verdict.INVALID, commit=None, token="0")])
+
+    assert isinstance(found, Proposal)
+    assert found.token == "1"
+
+
+def test_dry_runs_that_fail_do_not_end_a_run(tmp_path: Path) -> None:
+    asking = agent(tmp_path, FakeChat(GOOD, GOOD))
+    assert isinstance(asking.propose(CHAMPION, []), Proposal)
+    failed = [record(at, Verdict.INVALID, ending=Ending.CRASHED, reason="dry run: why") for at in range(20)]
+    assert isinstance(asking.propose(CHAMPION, failed), Proposal)
 
 
 @pytest.mark.parametrize("ending", [Ending.TAMPERED, Ending.NOT_REPRODUCED, Ending.INVALID_ENVIRONMENT])

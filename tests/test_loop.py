@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,19 @@ from runner.protocols import Agent
 from runner.run import Run
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
-from runner.trial import Compute, Ending, Measured, Proposal, Record, Refusal, Spent, Verdict
-from runner.tried import OPEN, Gate
+from runner.trial import (
+    REFUSED,
+    Compute,
+    Ending,
+    Measured,
+    Progress,
+    Proposal,
+    Record,
+    Refusal,
+    Spent,
+    Verdict,
+)
+from runner.tried import OPEN, Barred, Candidate, Gate
 from runner.workspace import Workspace
 from tests.conftest import run_git
 from tests.fakes import LENGTH, VOCAB, FakeMeasurer, RecordingView, ScriptedAgent
@@ -569,10 +580,10 @@ def test_a_metric_that_should_grow_is_kept_when_it_does(bench: Bench) -> None:
 
 
 def test_what_was_tried_is_refused_also_after_a_restart(bench: Bench) -> None:
-    def refuse(source: str, champion: str, tried: dict[str, int]) -> str | None:
-        return f"the same as trial {tried[source.strip()]}" if source.strip() in tried else None
+    def refuse(source: str, champion: str, tried: Mapping[str, int]) -> Barred | None:
+        return Barred(reason=f"the same as trial {tried[source.strip()]}", mendable=False) if source.strip() in tried else None
 
-    bench.gate = Gate(fingerprint=str.strip, refuse=refuse)  # type: ignore[arg-type]
+    bench.gate = Gate(fingerprint=str.strip, refuse=refuse)
     sources = ["SCORE = 2.5\n", "SCORE = 2.5\n\n", BASE + "\n", "SCORE = 2.5\n\n\n"]
     bench.run(ScriptedAgent(list(sources)), Stops(trials=3))
     bench.run(ScriptedAgent(list(sources)))
@@ -582,6 +593,114 @@ def test_what_was_tried_is_refused_also_after_a_restart(bench: Bench) -> None:
         (Verdict.INVALID, "the same as trial 0"),
         (Verdict.INVALID, "the same as trial 2"),
     ]
+
+
+def test_a_refused_file_is_kept_only_if_it_may_be_mended(bench: Bench) -> None:
+    def refuse(source: str, champion: str, tried: Mapping[str, int]) -> Barred | None:
+        return Barred(reason="no", mendable="BROKEN" in source)
+
+    bench.gate = Gate(fingerprint=str.strip, refuse=refuse)
+    stale = bench.folder / "trials" / "0003" / REFUSED
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of a refusal that was never recorded")
+    bench.run(ScriptedAgent(["BROKEN\n", "SCORE = 2.5\n"]))
+
+    assert [record.verdict for record in bench.records[2:]] == [Verdict.INVALID] * 2
+    assert (bench.folder / "trials" / "0002" / REFUSED).read_text() == "BROKEN\n"
+    assert not stale.exists()
+
+
+class Examiner:
+    """Refuses files with BAD in them, after a container; fails as it is told to."""
+
+    def __init__(self, *raises: BaseException | None) -> None:
+        self.raises, self.looked = list(raises), list[Candidate]()
+
+    def __call__(self, candidate: Candidate) -> Barred | None:
+        self.looked.append(candidate)
+        candidate.created("dry", f"dry-{len(self.looked)}")
+        candidate.progress(Progress(phase="dry"))
+        error = self.raises.pop(0) if self.raises else None
+        if error is not None:
+            raise error
+        if "BAD" not in candidate.source:
+            return None
+        return Barred(reason="dry run: why", ending=Ending.CRASHED, seconds=4.0, log_path=candidate.folder / "dry.log")
+
+
+def examined(bench: Bench, *raises: BaseException | None) -> Examiner:
+    examiner = Examiner(*raises)
+    bench.gate = Gate(fingerprint=str.strip, refuse=OPEN.refuse, examine=examiner)
+    return examiner
+
+
+def test_what_a_gate_refuses_after_looking_costs_no_measurement_and_is_a_try(bench: Bench) -> None:
+    examiner = examined(bench)
+    bench.run(ScriptedAgent(["SCORE = 1.5\n", "BAD\n", "SCORE = 1.2\n"]))
+
+    kept, refused, last = bench.records[2:]
+    assert (refused.verdict, refused.ending, refused.reason) == (Verdict.INVALID, Ending.CRASHED, "dry run: why")
+    assert (refused.seconds.total, refused.log_path) == (4.0, str(bench.folder / "trials" / "0003" / "dry.log"))
+    assert (refused.val_bpb, refused.measurements, refused.parent) == (None, (), kept.commit)
+    assert run_git(bench.repository, "show", f"{refused.commit}:{PATH}") == "BAD"
+    assert [trial for _, trial, _ in bench.measurer.calls if trial == 3] == []
+    assert last.verdict is Verdict.KEEP
+    # Baselines are looked at by nobody, and a candidate is looked at once.
+    assert [one.trial for one in examiner.looked] == [2, 3, 4]
+    second = examiner.looked[1]
+    assert (second.source, second.champion, second.agent, second.memory_gb, second.step_seconds) == ("BAD\n", "SCORE = 1.5\n", "scripted", 0.5, 0.1)
+    assert "3 dry" in bench.view.seen
+    created = [json.loads(line) for line in (bench.folder / ledger.JOURNAL).read_text().splitlines() if '"created"' in line]
+    assert {"event": "created", "trial": 3, "phase": "dry", "container": "dry-2"} in created
+
+
+def test_the_same_file_is_not_looked_at_twice(bench: Bench) -> None:
+    def refuse(source: str, champion: str, tried: Mapping[str, int]) -> Barred | None:
+        return Barred(reason=f"as trial {tried[source.strip()]}", mendable=False) if source.strip() in tried else None
+
+    examiner = Examiner()
+    bench.gate = Gate(fingerprint=str.strip, refuse=refuse, examine=examiner)
+    bench.run(ScriptedAgent(["BAD\n", "BAD\n\n"]))
+
+    assert [record.reason for record in bench.records[2:]] == ["dry run: why", "as trial 2"]
+    assert len(examiner.looked) == 1
+
+
+@pytest.mark.parametrize("died", [KeyboardInterrupt(), EngineError("the daemon is gone")])
+def test_a_look_that_was_cut_short_is_taken_again_and_counts_once(bench: Bench, died: BaseException) -> None:
+    examiner = examined(bench, died)
+    agent = ScriptedAgent(["BAD\n", "SCORE = 1.5\n"])
+    with pytest.raises(type(died)):
+        bench.run(agent)
+    assert len(bench.records) == 2
+    bench.run(agent)
+
+    assert [(record.trial, record.verdict) for record in bench.records[2:]] == [(2, Verdict.INVALID), (3, Verdict.KEEP)]
+    assert [one.trial for one in examiner.looked] == [2, 2, 3]
+
+
+def test_a_measured_trial_is_not_looked_at_again(bench: Bench) -> None:
+    examiner = examined(bench)
+    bench.measurer.raises = [None, None, None, KeyboardInterrupt()]
+    agent = ScriptedAgent(["SCORE = 1.5\n"])
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(agent)  # while it is confirmed
+    bench.run(agent)
+
+    assert bench.records[2].verdict is Verdict.KEEP
+    assert len(examiner.looked) == 1
+
+
+def test_a_look_under_which_the_engine_fails_again_and_again_is_given_up(bench: Bench) -> None:
+    examined(bench, *[EngineError("the daemon is gone")] * 3)
+    agent = ScriptedAgent(["BAD\n"])
+    for _ in range(3):
+        with pytest.raises(EngineError):
+            bench.run(agent)
+    bench.run(agent)
+
+    assert (bench.records[2].verdict, bench.records[2].ending) == (Verdict.CRASH, None)
+    assert "the engine failed 3 times" in bench.records[2].reason
 
 
 def test_an_agent_is_told_no_more_digits_than_are_known(bench: Bench) -> None:

@@ -26,6 +26,7 @@ from runner.selftest.catalogue import Attack
 from runner.selftest.outcome import STANDARD_ERRORS, Evidence, Outcome, compared, honest_bound, weigh
 from runner.selftest.traces import Traces
 from runner.selftest.view import SelftestView, line
+from runner.statics import static_errors
 from runner.trial import Ending, Record, Verdict
 from tests.fakes import prepared_folder
 
@@ -104,6 +105,7 @@ def test_an_attack_becomes_a_program_that_the_gates_let_pass_unless_they_are_wha
         assert refused or one.embeds in {"text", "ids"}
     else:
         assert refused is None
+        assert static_errors(source, CHAMPION) is None
 
 
 def test_no_two_attacks_are_the_same_program(prepared: Prepared) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runner.tried import OPEN, tried_in
+from runner.tried import OPEN, Barred, tried_in
 
 
 def test_the_first_trial_of_each_file_is_known(tmp_path: Path) -> None:
@@ -23,5 +23,5 @@ def test_what_has_no_fingerprint_was_not_tried(tmp_path: Path) -> None:
 
 
 def test_without_gates_only_the_champion_itself_is_refused() -> None:
-    assert OPEN.refuse("a", "a", {}) == "the proposed file is the champion's own"
+    assert OPEN.refuse("a", "a", {}) == Barred(reason="the proposed file is the champion's own", mendable=False)
     assert OPEN.refuse("a", "b", {"a": 3}) is None

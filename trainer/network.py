@@ -67,10 +67,10 @@ class Network:
                 self._ask = self._model
         self.logits(tokens)
 
-    def load(self) -> None:
-        """Put in the weights that lie behind the gate."""
-        path = str(prepare.GATE_PATH / "checkpoint.safetensors")
-        load_model(getattr(self._model, "_orig_mod", self._model), path, device=str(prepare.DEVICE))
+    def load(self, path: Path | None = None) -> None:
+        """Put in the weights of a checkpoint; by default those that lie behind the gate."""
+        path = path or prepare.GATE_PATH / "checkpoint.safetensors"
+        load_model(getattr(self._model, "_orig_mod", self._model), str(path), device=str(prepare.DEVICE))
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """The model's answer to int64 ids [B, T], checked: floating point [B, T, VOCAB_SIZE]."""

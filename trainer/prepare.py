@@ -169,6 +169,7 @@ class Budget:
         if self._steps is None:
             # Saving the model and leaving must fit into the budget too: the host's clock stops when the process is gone.
             self._seconds = max(budget["seconds"] - budget.get("reserve_seconds", 0.0), 1e-3)
+        self._stop_after: int | None = budget.get("stop_after")
         self._started = time.monotonic()
         self.steps = 0
         """Steps counted so far."""
@@ -187,8 +188,8 @@ class Budget:
         return min(used, 1.0)
 
     def done(self) -> bool:
-        """True once the budget is used up: stop and save."""
-        return self.progress() >= 1.0
+        """True once the budget is used up, or the few steps of a dry run are done: stop and save."""
+        return self.progress() >= 1.0 or (self._stop_after is not None and self.steps >= self._stop_after)
 
 
 def open_gate() -> Budget:
@@ -225,7 +226,7 @@ class _Progress:
 
     def write(self) -> None:
         self.written = time.monotonic()
-        _replace_json("progress.json", {**self.latest, "losses": self.losses})
+        write_json("progress.json", {**self.latest, "losses": self.losses})
 
 
 _progress = _Progress()
@@ -255,13 +256,14 @@ def save(model: torch.nn.Module, summary: Mapping[str, float]) -> None:
 
     if _progress.latest:
         _progress.write()
-    _replace_json("summary.json", {name: float(value) for name, value in summary.items()})
+    write_json("summary.json", {name: float(value) for name, value in summary.items()})
     partial = OUT_PATH / "checkpoint.partial"
     save_model(getattr(model, "_orig_mod", model), str(partial))
     partial.replace(OUT_PATH / "checkpoint.safetensors")
 
 
-def _replace_json(name: str, value: dict[str, Any]) -> None:
+def write_json(name: str, value: dict[str, Any]) -> None:
+    """Give the host a file of this name, whole or not at all."""
     partial = OUT_PATH / f"{name}.partial"
     partial.write_text(json.dumps(value))
     partial.replace(OUT_PATH / name)

@@ -8,7 +8,7 @@ from runner.errors import AgentError
 from runner.trial import Record, Verdict
 
 FAILURES_IN_A_ROW = 8
-"""Proposals that came to no trial."""
+"""Proposals that came to no container."""
 
 
 def refuse_useless(records: Sequence[Record], *, agent: str, asked: str) -> None:
@@ -17,7 +17,7 @@ def refuse_useless(records: Sequence[Record], *, agent: str, asked: str) -> None
     `asked` is what a person calls the model or the command.
     """
     last = [record for record in records if record.agent == agent][-FAILURES_IN_A_ROW:]
-    if len(last) == FAILURES_IN_A_ROW and all(record.verdict is Verdict.INVALID for record in last):
+    if len(last) == FAILURES_IN_A_ROW and all(record.verdict is Verdict.INVALID and record.ending is None for record in last):
         message = (
             f"the last {FAILURES_IN_A_ROW} proposals of {asked} came to no trial, at last: {last[-1].reason}. "
             "`autoresearch show N` has each; the same command goes on"

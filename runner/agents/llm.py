@@ -55,8 +55,8 @@ class Context:
 
     facts: Callable[[str, Sequence[Record]], Facts]
     """From the champion's file and the records as they are told."""
-    source: Callable[[int], str]
-    """The file that a trial proposed."""
+    source: Callable[[int], str | None]
+    """The file that a trial proposed; None: there is nothing to mend."""
     folder: Path
     """Of the run."""
 
@@ -101,7 +101,7 @@ class LlmAgent:
         refuse_useless(history[self._earlier :], agent=self.name, asked=self._chat.name)
         own = [record for record in history if record.agent == self.name]
         number = max((_number(record.token) for record in own), default=-1) + 1
-        failed = _to_mend(own)
+        failed = self._to_mend(own)
         turn = _Turn(str(number) if failed is None else f"{number} {REPAIR}{failed.trial}")
         idea = "(no proposal)" if failed is None else f"repair: {failed.idea}"
         try:
@@ -128,7 +128,7 @@ class LlmAgent:
 
     def preview(self, champion: str, history: Sequence[Record]) -> tuple[str, str]:
         """System message and request of the next proposal, to the letter.  Raises `AgentError`."""
-        failed = _to_mend([record for record in history if record.agent == self.name])
+        failed = self._to_mend([record for record in history if record.agent == self.name])
         try:
             return self._prompt(self._facts(champion, history, failed))
         except prompt.TooLongError as error:
@@ -139,7 +139,17 @@ class LlmAgent:
         if failed is None:
             return replace(facts, wishes=plateau.advise(history).wishes)
         crashed = next(one for one in facts.tries if one.record.trial == failed.trial)
-        return prompt.repair(facts, crashed, self._context.source(failed.trial))
+        return prompt.repair(facts, crashed, self._context.source(failed.trial) or "")
+
+    def _to_mend(self, own: Sequence[Record]) -> Record | None:
+        """The last proposal, if its trial ended without a score, or a gate refused what can be mended, and it was no repair itself:
+        each idea has one second chance.
+        """
+        if not own or REPAIR in own[-1].token:
+            return None
+        last = own[-1]
+        mended = last.ending in MENDED if last.verdict is Verdict.CRASH else last.verdict is Verdict.INVALID
+        return last if mended and self._context.source(last.trial) is not None else None
 
     def _prompt(self, facts: Facts) -> tuple[str, str]:
         grammar = GRAMMAR_WHOLE if self._whole else GRAMMAR
@@ -228,10 +238,3 @@ def _usable(reply: Reply, champion: str) -> tuple[Answer, str]:
 
 def _number(token: str) -> int:
     return int(token.partition(" ")[0])
-
-
-def _to_mend(own: Sequence[Record]) -> Record | None:
-    """The last proposal, if its trial ended without a score and it was no repair itself: each idea has one second chance."""
-    if not own or own[-1].verdict is not Verdict.CRASH or REPAIR in own[-1].token:
-        return None
-    return own[-1] if own[-1].ending in MENDED else None

@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runner.agents.prompt import DETAILED, Facts, Try
+from runner.agents.prompt import DETAILED, NO_SCORE, Facts, Try
 from runner.difftext import unified_diff
 from runner.durable import append_durably
 from runner.errors import UsageError
 from runner.ledger import trial_folder
 from runner.report.summary import NO_IDEAS
 from runner.report.text import plain
-from runner.trial import Record, Verdict
+from runner.trial import REFUSED, Record
 
 HINTS, IDEAS, NOTES = "hints.jsonl", "ideas.md", "notes.md"
 MAX_BYTES = 256 << 10
@@ -38,9 +38,11 @@ class Place:
     budget: str
     metric: str
 
-    def source(self, trial: int) -> str:
-        """The file that a trial proposed, as it was measured."""
-        return (trial_folder(self.run, trial) / "train.py").read_bytes().decode(errors="replace")
+    def source(self, trial: int) -> str | None:
+        """The file that a trial proposed, as it was measured or refused; None: there is none, or nothing to mend in it."""
+        folder = trial_folder(self.run, trial)
+        path = next((path for path in (folder / "train.py", folder / REFUSED) if path.is_file()), None)
+        return None if path is None else path.read_bytes().decode(errors="replace")
 
     def facts(self, champion: str, history: Sequence[Record]) -> Facts:
         """Everything for the next prompt; the person's files are read anew each time.  Raises `UsageError` without a brief."""
@@ -61,11 +63,11 @@ class Place:
         """Files are read only for what a prompt may show of them: a run has thousands of trials."""
         made = {record.commit: record.trial for record in reversed(history) if record.commit is not None}
         told = {one.trial for one in [one for one in history if one.verdict not in NO_IDEAS][-DETAILED:]}
-        failed = next((one for one in reversed(history) if one.verdict is Verdict.CRASH and one.log_path is not None), None)
+        failed = next((one for one in reversed(history) if one.verdict in NO_SCORE and one.log_path is not None), None)
         for record in history:
             diff = ""
             if record.trial in told and record.commit is not None and record.parent in made:
-                diff = unified_diff(self.source(made[record.parent]), self.source(record.trial), self.editable)
+                diff = unified_diff(self.source(made[record.parent]) or "", self.source(record.trial) or "", self.editable)
             yield Try(record=record, diff=diff, log_tail=_tail(Path(str(record.log_path))) if record is failed else "")
 
 

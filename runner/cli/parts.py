@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -22,14 +22,17 @@ from runner.ledger import JOURNAL, State
 from runner.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
+    from runner.dryrun import DryRun
     from runner.prepare import Prepared, PrepareOptions
     from runner.protocols import Sandbox
     from runner.sandbox.docker import DockerSandbox, Engine
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
-    from runner.tried import Gate
+    from runner.tried import Barred, Candidate, Gate
 
 MAX_SLOTS = 64
+WITHOUT_DRY_RUN = ("tuner",)
+"""Who sets constants within ranges that a person gave fails seldom, and a dry run would cost every trial seconds."""
 ISOLATION = "isolation.sha256"
 """In the state folder: of the engine, kernel, image and probe on which isolation was last seen to hold."""
 
@@ -124,21 +127,45 @@ def owner_labels(state: Path) -> dict[str, str]:
     }
 
 
-def gate(task: Task, prepared: Prepared | None) -> Gate:
-    """What a proposal has to pass before a trial is spent on it; `prepared` has the text that it must not repeat."""
+def gate(task: Task, prepared: Prepared | None, *, card_gb: float | None = None, dry_run: DryRun | None = None) -> Gate:
+    """What a proposal has to pass before a trial is spent on it.
+
+    `prepared` has the text that it must not repeat, `card_gb` is the GPU's memory in GiB.
+    """
     from runner import gates
     from runner.tried import OPEN, Gate
 
     if not task.editable.endswith(".py"):
         return OPEN  # the gates read Python
-    limits = gates.GateLimits(**asdict(task.gates))
+    given = task.gates
+    limits = gates.GateLimits(source_bytes=given.source_bytes, growth_bytes=given.growth_bytes, text_bytes=given.text_bytes)
     held_out = None if prepared is None else gates.HeldOut.of(prepared)
     return Gate(
         fingerprint=gates.fingerprint,
         refuse=lambda source, champion, tried: gates.refuse(
-            source, champion=champion, tried=tried, limits=limits, held_out=held_out
+            source, champion=champion, tried=tried, limits=limits, held_out=held_out, scored=not task.score.reported
         ),
+        examine=lambda candidate: _examine(task, candidate, card_gb, dry_run),
     )
+
+
+def _examine(task: Task, candidate: Candidate, card_gb: float | None, dry_run: DryRun | None) -> Barred | None:
+    """The gates after the first, the cheap ones before the one that takes seconds."""
+    from runner.memory import too_large
+    from runner.statics import static_errors
+    from runner.tried import Barred
+
+    reason = static_errors(candidate.source, candidate.champion)
+    if reason is None and card_gb is not None and candidate.memory_gb is not None and task.data is not None:
+        reason = too_large(
+            candidate.source, candidate.champion, measured_gb=candidate.memory_gb, card_gb=card_gb,
+            vocab_size=task.data.vocab_size, sequence_length=task.data.sequence_length,
+        )  # fmt: skip
+    if reason is not None:
+        return Barred(reason=reason)
+    if dry_run is None or candidate.agent in WITHOUT_DRY_RUN:
+        return None
+    return dry_run.examine(candidate)
 
 
 def prepare_volume(

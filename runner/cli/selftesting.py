@@ -47,6 +47,8 @@ class _Wanted(Wanted):
         return {
             "judge": {**once, "repeats": 0, "remeasure_champion_every": 0},
             "budget": {"startup_seconds": STARTUP_SECONDS},
+            # What an attack does in its trial is what is tried.
+            "gates": {"dry_run": False},
         }
 
 

@@ -20,6 +20,7 @@ from runner.interrupts import held_back
 from runner.ledger import Event, Ledger
 
 if TYPE_CHECKING:
+    from runner.dryrun import DryRun
     from runner.loop import Outcome, Stops
     from runner.measure import Measurer
     from runner.measure_reported import ReportedMeasurer
@@ -82,8 +83,9 @@ class Session:
                 yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
             else:
                 prepared = self._prepared(task, client)
-                with self._auditing(sandbox, client, task, prepared, trial_labels) as measurer:
-                    yield measurer, parts.gate(task, prepared)
+                with self._auditing(sandbox, client, task, prepared, trial_labels) as (measurer, dry_run):
+                    card_gb = gpus.find(header["gpu"]).memory_gb if header["gpu"] else None
+                    yield measurer, parts.gate(task, prepared, card_gb=card_gb, dry_run=dry_run)
 
     def _reporting(
         self, sandbox: Sandbox, task: Task, header: Event, labels: tuple[tuple[str, str], ...]
@@ -98,9 +100,11 @@ class Session:
     @contextmanager
     def _auditing(
         self, sandbox: Sandbox, client: Engine, task: Task, prepared: Prepared, trial_labels: tuple[tuple[str, str], ...]
-    ) -> Iterator[Measurer]:
+    ) -> Iterator[tuple[Measurer, DryRun | None]]:
+        """What measures, and what tries first; None where the task has no dry run."""
+        from runner.dryrun import PROGRAM, DryRun
         from runner.measure import Measurer
-        from runner.phases import Place
+        from runner.phases import Phases, Place
         from runner.sandbox.volumes import provide
         from runner.trial import PhaseImages
 
@@ -123,7 +127,10 @@ class Session:
                 data_volume=rows.name if rows else None,
                 labels=trial_labels,
             )
-            yield Measurer(sandbox, task, prepared, place)
+            dry_run = DryRun(sandbox, Phases(task, prepared, place), task, on_gpu=header["gpu"] is not None)
+            # A task that was made by an earlier version has no program for it.
+            there = task.gates.dry_run and (self.folder / "task" / str(task.prepare) / PROGRAM).is_file()
+            yield Measurer(sandbox, task, prepared, place), dry_run if there else None
 
     def _prepared(self, task: Task, client: Engine) -> Prepared:
         """The task's data, every byte of them checked."""
