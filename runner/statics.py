@@ -46,6 +46,8 @@ RULES = {
     "F633": "`>>` on print",
 }
 """What each is called in a reason."""
+DYNAMIC = frozenset({"exec", "eval", "globals", "vars", "locals", "setattr", "builtins", "__builtins__"})
+"""With any of these a name may be there that nobody assigns."""
 SECONDS = 10.0
 """A file at the limit of size takes hundredths of a second."""
 SHOWN = 3
@@ -133,6 +135,8 @@ def _used(source: str) -> set[tuple[int, str]]:
         tree = ast.parse(source.removeprefix("\ufeff"))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()  # a champion that Python of this version cannot read
+    if DYNAMIC & {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
+        return set()
     idle = {id(node) for annotation in _unevaluated(tree) for node in ast.walk(annotation)}
     deleted = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Del)}
     found = set()

@@ -73,6 +73,8 @@ def test_each_rule_is_heard(code: str, source: str) -> None:
         "def f(rare):\n    x = 1\n    if rare:\n        del x\n    else:\n        return x\n",
         "x = 0\ndef f():\n    for i in range(2):\n        if i:\n            print(x)\n        x = 2\n",
         "def f():\n    global made\n    made = 1\ndef g():\n    return made\n",
+        "exec('made = 1')\nprint(made)\n",
+        "globals()['made'] = 1\nprint(made)\n",
         "print(__file__, __name__, NotImplemented)\n",
     ],
 )

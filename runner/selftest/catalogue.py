@@ -158,11 +158,14 @@ def strip_comments(source: str) -> str:
 
 
 def drop_kernels(source: str) -> str:
-    """Without the functions that only a GPU needs."""
+    """Without the functions that only a GPU needs, and the choice between them."""
     lines = source.splitlines(keepends=True)
     for node in reversed(ast.parse(source).body):
         if isinstance(node, ast.FunctionDef) and ("flash" in node.name or "flex" in node.name):
             del lines[node.lineno - 1 : node.end_lineno]
+        elif isinstance(node, ast.FunctionDef) and node.name == "choose_attention":
+            # Its last two lines say and give what is there without a GPU.
+            del lines[node.body[1].lineno - 1 : node.body[-3].end_lineno]
     return "".join(lines)
 
 
