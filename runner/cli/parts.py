@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from runner.tried import Barred, Candidate, Gate
 
 MAX_SLOTS = 64
-WITHOUT_DRY_RUN = ("tuner",)
-"""Who sets constants within ranges that a person gave fails seldom, and a dry run would cost every trial seconds."""
+WITHOUT_DRY_RUN = ("tuner", "hand")
+"""Who sets constants within ranges that a person gave fails seldom, and a dry run would cost every trial seconds.  And who asks for a
+trial of this very file gets one."""
 ISOLATION = "isolation.sha256"
 """In the state folder: of the engine, kernel, image and probe on which isolation was last seen to hold."""
 
