@@ -76,6 +76,7 @@ _ONLY_WITH = {
         ),
         "limits.checkpoint_mb",
         "limits.output_mb",
+        "gates.dry_run",
     ),
     REPORTED: _REPORTED_KEYS,
 }

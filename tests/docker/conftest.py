@@ -50,6 +50,15 @@ def charge_little(task: Path) -> None:
     run_git(task, "commit", "-qam", "Charge a tenth")
 
 
+def without_dry_run(task: Path) -> None:
+    """Switch the dry run off in the task's own file, and commit it: tests of trials are about what happens in trials."""
+    path = task / "autoresearch.yaml"
+    text = path.read_text()
+    assert text.count("  dry_run: true ") == 1
+    path.write_text(text.replace("  dry_run: true ", "  dry_run: false "))
+    run_git(task, "commit", "-qam", "Without dry runs")
+
+
 def ours(client: DockerClient, label: str) -> list[str]:
     """Names of every container and volume that carries `label`."""
     containers = client.api.containers(all=True, filters={"label": [label]})

@@ -21,7 +21,7 @@ from runner.constants import set_constants
 from runner.phases import environment, handed_out
 from runner.prepare import Prepared, load
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, charge_little, ours
+from tests.docker.conftest import STATE, charge_little, ours, without_dry_run
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -89,6 +89,7 @@ def make_task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Task]:
             task.call("images", "build", kind)
             assert images.image_id(kind, folder / ".autoresearch") == images.image_id(kind, STATE)
         charge_little(folder)
+        without_dry_run(folder)
         return task
 
     return make

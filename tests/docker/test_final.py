@@ -15,7 +15,7 @@ import pytest
 
 from runner.constants import set_constants
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, charge_little, ours
+from tests.docker.conftest import STATE, charge_little, ours, without_dry_run
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -41,6 +41,7 @@ class Task:
         path.write_text(path.read_text().replace("sigma_prior: 0.0075 ", "sigma_prior: 0.002 "))
         run_git(folder, "commit", "-qam", "one baseline, and keeps at once")
         charge_little(folder)
+        without_dry_run(folder)
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "AUTORESEARCH_DATA": str(STATE / "data")}

@@ -72,8 +72,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with model_server() as server:
         made = Night(tmp_path_factory.mktemp("night") / "task", server)
         worse = proposal("a far too low rate", *sets(UNEMBEDDING_LR=0.0003))
-        crash = proposal("say hello", block(SEED_LINE, f"    say_hello()\n{SEED_LINE}"), kind="systems")
-        mended = proposal("say hello, mended", block("    say_hello()\n", "    print('hello')\n"), kind="systems")
+        crash = proposal("say hello", block(SEED_LINE, f"    torch.say_hello()\n{SEED_LINE}"), kind="systems")
+        mended = proposal("say hello, mended", block("    torch.say_hello()\n", "    print('hello')\n"), kind="systems")
         other = proposal("a name that is not there", block(SEED_LINE, f"    not_there()\n{SEED_LINE}"), kind="init")
         still = proposal("still not there", block("    not_there()\n", "    not_there_either()\n"), kind="init")
         malformed = proposal("cut", *sets(WARMDOWN=0.6)).removesuffix("END\n")
@@ -81,19 +81,21 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Any:
         lines = (made.folder / "trainer" / "train.py").read_text().splitlines(keepends=True)
         twice = next(line for line in lines if lines.count(line) > 1 and len(line) > 16)
         ambiguous = proposal("every one of them", block(twice, f"{twice}{twice}"))
-        forbidden = proposal("bring a text", block(SEED_LINE, f"    notes = {'text ' * 2000!r}\n{SEED_LINE}"))
+        notes = f"    notes = {'text ' * 2000!r}\n"
+        forbidden = proposal("bring a text", block(SEED_LINE, f"{notes}{SEED_LINE}"))
+        without = proposal("a higher momentum", block(notes, ""), *sets(MOMENTUM=0.92))
         server.script = [
             answers(proposal("rates that suit the length", *sets(**BETTER))),  # 3: kept
             answers(worse),  # 4: discarded
-            answers(crash),  # 5: crashes
+            answers(crash),  # 5: crashes in its dry run
             answers(mended),  # 6: its repair
-            answers(other),  # 7: crashes
-            answers(still),  # 8: its repair, which crashes, and that is it
+            answers(other),  # 7: has an undefined name
+            answers(still),  # 8: its repair, which has one too, and that is it
             answers(malformed), answers(whole),  # 9: mended in the second turn
             answers(ambiguous), answers(ambiguous),  # 10: invalid
             answers(worse),  # 11: a duplicate
             answers(forbidden),  # 12: refused by the gates
-            status(429, "slow down", Retry_After="1"), hints_before(lambda: made, answers(proposal("a higher momentum", *sets(MOMENTUM=0.92)))),  # 13
+            status(429, "slow down", Retry_After="1"), hints_before(lambda: made, answers(without)),  # 13: its repair
             answers(proposal("a shorter warm-down", *sets(WARMDOWN=0.4), kind="schedule")),  # 14: with the hint
         ]  # fmt: skip
         model = ("--agent", "llm", "--model", "openai/scripted", "--api-base", server.url, "--price", "1,2", "--max-usd", "1")
@@ -109,9 +111,11 @@ def test_everything_that_can_happen_to_a_proposal_is_in_the_log(night: Night) ->
     three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen = (found[trial] for trial in sorted(found))
     assert three["verdict"] == "keep", three
     assert four["verdict"] == "discard"
-    assert (five["verdict"], five["ending"]) == ("crash", "crashed")
+    assert (five["verdict"], five["ending"]) == ("invalid", "crashed")
+    assert five["reason"].startswith("dry run: AttributeError at line ")
     assert (six["idea"], six["ending"]) == ("say hello, mended", "finished")
-    assert (seven["ending"], eight["ending"]) == ("crashed", "crashed")
+    assert (seven["verdict"], seven["ending"], eight["verdict"], eight["ending"]) == ("invalid", None) * 2
+    assert "undefined name `not_there_either` (F821)" in eight["reason"]
     assert (nine["idea"], nine["ending"]) == ("a longer warm-down", "finished")
     assert (ten["verdict"], ten["commit"]) == ("invalid", None)
     assert "times" in ten["reason"], ten["reason"]
@@ -138,8 +142,8 @@ def test_what_the_model_was_told(night: Night) -> None:
     assert "rates that suit the length" in requests[1][1]
     repair = requests[3][1]
     assert "did not work" in repair
-    assert "> NameError: name 'say_hello' is not defined" in repair
-    assert "    say_hello()\n" in repair
+    assert "> AttributeError: module 'torch' has no attribute 'say_hello'" in repair
+    assert "    torch.say_hello()\n" in repair
     assert not any(HINT in texts[1] for texts in requests[:-1])
     assert HINT in requests[-1][1]
     # Three tries without a keep: another kind is asked for.
@@ -150,7 +154,8 @@ def test_what_the_model_was_told(night: Night) -> None:
 def test_show_and_prompt_tell_the_rest(night: Night) -> None:
     shown = night.call("show", "5")
     assert "say hello" in shown
-    assert "+    say_hello()" in shown
+    assert "+    torch.say_hello()" in shown
+    assert "dry run: AttributeError" in shown
     told = night.call("prompt")
     assert HINT in told
     assert "a shorter warm-down" in told

@@ -16,7 +16,7 @@ from mcp_types import CallToolResult
 
 from runner.constants import set_constants
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, charge_little, ours
+from tests.docker.conftest import STATE, charge_little, ours, without_dry_run
 from tests.docker.test_end_to_end import BETTER, CANDIDATES, COMMAND, KEYS
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def test_an_agent_drives_a_run(tmp_path: Path, engine: DockerClient) -> None:
     (folder / ".autoresearch").mkdir(mode=0o700, exist_ok=True)
     (folder / ".autoresearch" / "images.json").write_text((STATE / "images.json").read_text())
     charge_little(folder)
+    without_dry_run(folder)
     # What a client's configuration would have to name: it hands on little of its own environment.
     named = {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
     parameters = StdioServerParameters(
