@@ -23,6 +23,8 @@ DETAILED = 10
 DIFF_LINES, LOG_LINES, CURVE_POINTS = 40, 15, 6
 LINE_WIDTH = 200
 """Of quoted lines of logs and diffs."""
+REASON_WIDTH = 80
+"""Of what a gate said, in the table."""
 WHY_LIMIT = 1200
 IN_THE_FORM = "Answer with one proposal in the form above, and nothing else."
 NO_SCORE = (Verdict.CRASH, Verdict.INVALID)
@@ -188,7 +190,9 @@ def _table(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:
         on = by_commit.get(record.parent or "", "base")
         gain = "-" if record.gain is None else f"{record.gain:+.4f}"
         steps, memory = record.steps if record.steps is not None else "-", "-" if record.memory_gb is None else f"{record.memory_gb:.1f}"
-        yield f"{record.trial} | {on} | {gain} | {_word(record)} | {record.kind} | {plain(record.idea, LINE_WIDTH)} | {steps} | {memory}"
+        # What a gate found holds for every later proposal too.
+        why = f" ({plain(record.reason, REASON_WIDTH)})" if record.verdict is Verdict.INVALID else ""
+        yield f"{record.trial} | {on} | {gain} | {_word(record)} | {record.kind} | {plain(record.idea, LINE_WIDTH)}{why} | {steps} | {memory}"
     for (kind, word), number in sorted(left.items()):
         yield f"(and {number} of kind {kind}: {word})"
 
@@ -236,8 +240,9 @@ def _untried(tries: Sequence[Try]) -> list[str]:
 
 def repair(facts: Facts, failed: Try, source: str) -> Facts:
     """The prompt for the one attempt to mend what crashed: its own file takes the champion's place."""
+    happened = "was refused before a trial" if failed.record.verdict is Verdict.INVALID else "did not work"
     wish = (
-        f"Try {failed.record.trial} ({plain(failed.record.idea, LINE_WIDTH)}) did not work: {plain(failed.record.reason, LINE_WIDTH)}. The file above is that try's. "
+        f"Try {failed.record.trial} ({plain(failed.record.idea, LINE_WIDTH)}) {happened}: {plain(failed.record.reason, LINE_WIDTH)}. The file above is that try's. "
         "Mend it without giving up its idea; your edits are made to it. This is its only second chance."
     )
     return replace(facts, champion=source, wishes=(wish,))

@@ -141,7 +141,7 @@ def test_what_the_model_was_told(night: Night) -> None:
     assert "None yet: yours is the first." in requests[0][1]
     assert "rates that suit the length" in requests[1][1]
     repair = requests[3][1]
-    assert "did not work" in repair
+    assert "was refused before a trial" in repair
     assert "> AttributeError: module 'torch' has no attribute 'say_hello'" in repair
     assert "    torch.say_hello()\n" in repair
     assert not any(HINT in texts[1] for texts in requests[:-1])

@@ -169,6 +169,15 @@ def test_a_budget_in_steps_counts_steps_and_no_time(trial):
     assert budget.progress() == 1.0
 
 
+@pytest.mark.parametrize("budget", [{"steps": 100}, {"seconds": 1e9}])
+def test_a_dry_run_is_done_after_its_steps_and_has_used_what_it_used(trial, budget):
+    found = trial.load_prepare(budget={**budget, "stop_after": 3}).open_gate()
+    while not found.done():
+        found.step()
+    assert found.steps == 3
+    assert found.progress() == pytest.approx(0.03 if "steps" in budget else 0.0, abs=1e-6)
+
+
 def test_a_budget_in_seconds_keeps_the_reserve_for_saving(trial, monkeypatch):
     prepare = trial.load_prepare(budget={"seconds": 13.0, "reserve_seconds": 3.0})
     now = [100.0]
