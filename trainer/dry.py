@@ -18,7 +18,7 @@ CHECKPOINT = prepare.OUT_PATH / "checkpoint.safetensors"
 ROWS = 2
 
 
-class NoCheckpoint(Exception):  # noqa: N818 - what it says is what is told
+class NothingSaved(Exception):  # noqa: N818 - what it says is what is told
     """train.py ended by itself and has saved nothing."""
 
 
@@ -31,6 +31,8 @@ def train() -> None:
     except SystemExit as left:
         if left.code not in (None, 0):
             raise
+    if not CHECKPOINT.exists():
+        raise NothingSaved("train.py ended without a call of save()")
 
 
 @torch.no_grad()
@@ -38,8 +40,6 @@ def load() -> None:
     """The network built anew with the weights that were saved, and asked once."""
     from network import Network
 
-    if not CHECKPOINT.exists():
-        raise NoCheckpoint("train.py ended without a call of save()")
     network = Network(min(ROWS, prepare.TRIAL["batch_rows"]))
     network.load(CHECKPOINT)
     network.logits(torch.zeros((ROWS, prepare.SEQUENCE_LENGTH), dtype=torch.int64, device=prepare.DEVICE))

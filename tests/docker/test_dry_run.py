@@ -116,7 +116,7 @@ def test_a_file_that_works_passes(bench: Bench) -> None:
         (before_the_gate("torch.no_such_thing()"), "dry run: AttributeError at line {line} of the file, within 3 steps"),
         (after_the_gate("torch.ones(2, 3) @ torch.ones(2, 3)"), "dry run: RuntimeError at line {line} of the file, within 3 steps"),
         (set_constants(GOOD, {"TOTAL_BATCH_SIZE": 9 * LENGTH}), "dry run: AssertionError at line {line} of the file, within 3 steps"),
-        (GOOD.replace("save(model, summary)", "summary"), "dry run: NoCheckpoint, within 3 steps"),
+        (GOOD.replace("save(model, summary)", "summary"), "dry run: NothingSaved, within 3 steps"),
         # It is another network in another process.
         (
             GOOD.replace("MODEL_DIM = 64 ", 'MODEL_DIM = 64 if __name__ == "__main__" else 96 '),
@@ -131,7 +131,7 @@ def test_what_would_fail_in_the_trial_is_found_with_its_line(bench: Bench, sourc
     said = found.reason
     assert said == reason.format(line=said.partition("line ")[2].partition(" ")[0])
     assert found.ending is Ending.CRASHED
-    assert "Error" in bench.log() or "NoCheckpoint" in bench.log()
+    assert "Error" in bench.log() or "NothingSaved" in bench.log()
     assert "runpy" not in bench.log()
 
 
