@@ -95,6 +95,10 @@ class Nobody:
         """Is never called."""
         raise NotImplementedError
 
+    def most_usd(self, prompt_tokens: int) -> float | None:
+        """Is never called."""
+        raise NotImplementedError
+
 
 # --------------------------------------------------------------------------------------------- timing
 

@@ -16,7 +16,16 @@ from runner.constants import NAME
 from runner.errors import UsageError
 from runner.fields import check_section, key, names, require, unknown_key
 from runner.literals import Value
-from runner.settings import LEVELS, Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import (
+    LEVELS,
+    Budget,
+    CostOptions,
+    DataOptions,
+    GateOptions,
+    JudgeOptions,
+    ScoreOptions,
+    TaskLimits,
+)
 from runner.yamlfile import as_mapping, read_mapping, show
 
 FILE = "autoresearch.yaml"
@@ -60,6 +69,7 @@ SECTIONS: dict[str, type] = {
     "score": ScoreOptions,
     "gates": GateOptions,
     "judge": JudgeOptions,
+    "cost": CostOptions,
 }
 
 AUDITED, REPORTED = LEVELS

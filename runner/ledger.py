@@ -22,7 +22,7 @@ from typing import Any
 from runner.durable import make_folder, sync_folder
 from runner.errors import StateError
 from runner.interrupts import held_back
-from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Spent, Suggested, Verdict
 
 FORMAT, FORMAT_WITH_RUNTIME = 2, 3
 NUMBER = "n"
@@ -68,6 +68,8 @@ class State:
     """By number: trials that were proposed and not judged yet."""
     data: str | None = None
     """Digest of the prepared data that every trial of the run uses."""
+    paid: dict[str, list[Spent]] = field(default_factory=dict)
+    """By agent: calls of models since its last proposal; so what they cost belongs to its next one."""
     unfinished: int | None = None
     """Number of a judged trial whose effects (branch, note) may not all have happened."""
     events: int = 0
@@ -99,12 +101,16 @@ class State:
                 self.data = event["digest"]
             case "done":
                 self.unfinished = None
+            case "paid":
+                self.paid.setdefault(event["agent"], []).append(spent_in(event))
             case "proposed":
+                self.paid.pop(event["agent"], None)
                 self.opened[event["trial"]] = OpenTrial(trial=event["trial"], proposed=event)
             case "judged":
                 record = record_from_json(event["record"])
                 bisect.insort(self.records, record, key=lambda known: known.trial)
-                self.opened.pop(record.trial, None)
+                if self.opened.pop(record.trial, None) is None:  # refused
+                    self.paid.pop(record.agent, None)
                 self.unfinished = record.trial
             case "candidate" | "failed" | "trained" | "claimed" | "audited" | "measured" | "confirmed" if event["trial"] in self.opened:
                 self.opened[event["trial"]] = _further(self.opened[event["trial"]], event)
@@ -297,6 +303,7 @@ def record_from_json(value: Event) -> Record:
     value["seconds"] = Seconds(**value["seconds"])
     value["verdict"] = Verdict(value["verdict"])
     value["ending"] = Ending(value["ending"]) if value["ending"] else None
+    value["suggestion"] = Suggested(value["suggestion"]) if value.get("suggestion") else None
     value["summary"] = tuple((name, word) for name, word in value["summary"])
     value["losses"] = tuple((step, loss) for step, loss in value["losses"])
     value["audit"] = AuditFacts(**value["audit"]) if value.get("audit") else None
@@ -304,6 +311,11 @@ def record_from_json(value: Event) -> Record:
     value["measurements"] = tuple(Measured(**one) for one in value.get("measurements", ()))
     value["sigma_interval"] = tuple(value["sigma_interval"]) if value.get("sigma_interval") else None
     return Record(**value)
+
+
+def spent_in(event: Event) -> Spent:
+    """What an event says that something cost."""
+    return Spent(cost_usd=event.get("cost_usd"), prompt_tokens=event.get("prompt_tokens"), completion_tokens=event.get("completion_tokens"))
 
 
 def _read(path: Path, state: State) -> tuple[int, int]:

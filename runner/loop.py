@@ -18,6 +18,7 @@ from runner.errors import BaselineError, EngineError, GpuError, StateError, Term
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
+from runner.money import Purse, TooDearError, trial_seconds
 from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
@@ -75,9 +76,6 @@ class Stops:
     trials: int | None = None
     """New trials after the baselines; the champion measured again is none."""
     hours: float | None = None
-    usd: float | None = None
-    """What proposals may cost together."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -98,8 +96,10 @@ class Loop:
         view: View,
         *,
         gate: Gate = OPEN,
+        purse: Purse | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._purse = purse or Purse()
         self._run, self._measurer, self._agent, self._view = run, measurer, agent, view
         self._gate, self._clock = gate, clock
         self._tried: dict[str, int] | None = None
@@ -117,23 +117,27 @@ class Loop:
                 return Outcome(reason=reason, judged=0)
             self._measure_baseline()
         earlier = len(self._run.records)
-        while (reason := self._reached(stops, judged, self._clock() - began, self._run.records[earlier:])) is None:
+        while (reason := self._reached(stops, judged, self._clock() - began)) is None:
             self._refuse_disturbed(self._run.records[earlier:])
             if self._run.champion_is_stale():
                 self._measure_champion()
                 continue
-            proposed = self._propose()
+            try:
+                proposed = self._propose()
+            except TooDearError as error:
+                return Outcome(reason=str(error), judged=judged)
             if proposed is None:
                 return Outcome(reason="the agent has nothing more to propose", judged=judged)
             judged += 1
         return Outcome(reason=reason, judged=judged)
 
-    def _reached(self, stops: Stops, judged: int, seconds: float, records: Sequence[Record] = ()) -> str | None:
+    def _reached(self, stops: Stops, judged: int, seconds: float) -> str | None:
         if stops.trials is not None and judged >= stops.trials:
             return f"{judged} trials done"
         if stops.hours is not None and seconds >= stops.hours * 3600:
             return f"{stops.hours:g} hours are over"
-        if stops.usd is not None and (reason := _too_dear(stops.usd, records)) is not None:
+        self._purse.expect(trial_seconds(self._run.records, self._run.task.budget.seconds))
+        if (reason := self._purse.empty()) is not None:
             return reason
         if self._run.stop_file.exists():
             self._run.stop_file.unlink()
@@ -191,8 +195,9 @@ class Loop:
             return proposal
         source = proposal.source if found.mendable else None
         return Refusal(
-            agent=proposal.agent, idea=proposal.idea, reason=found.reason, token=proposal.token, spent=proposal.spent, source=source
-        )
+            agent=proposal.agent, idea=proposal.idea, reason=found.reason, token=proposal.token, spent=proposal.spent,
+            suggestion=proposal.suggestion, source=source,
+        )  # fmt: skip
 
     def _examined(self, opened: OpenTrial) -> Barred | None:
         """Why no trial is spent on what was proposed; asked again if this process died before the answer was used."""
@@ -288,6 +293,7 @@ class Loop:
 
     def _record(self, record: Record) -> Record:
         self._run.record(record)
+        self._purse.used(record)
         self._view.finished(record, self._run.records)
         log.info(
             "trial.judged",
@@ -305,12 +311,3 @@ class Loop:
         if record.ending is Ending.OUT_OF_MEMORY and smaller:
             return f"the baseline ran out of memory: try --preset {smaller}.{where}"
         return f"the unmodified baseline gave no score ({record.reason}), so nothing can be compared with it.{where}"
-
-
-def _too_dear(most: float, records: Sequence[Record]) -> str | None:
-    """Why no further proposal is asked for: it may cost what the dearest of `records`, this invocation's, did."""
-    costs = [record.cost_usd for record in records if record.cost_usd is not None]
-    spent = sum(costs)
-    if spent < most and spent + max(costs, default=0.0) <= most:
-        return None
-    return f"${spent:.4f} of ${most:g} are spent, and one more proposal could cost ${max(costs, default=0.0):.4f}"

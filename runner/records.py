@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runner.ledger import Event, OpenTrial
 from runner.measure import Measurement
-from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Verdict
+from runner.trial import AuditFacts, Compute, Ending, Measured, Record, Seconds, Suggested, Verdict
 
 
 def measurement_to_json(measured: Measurement) -> Event:
@@ -85,6 +85,7 @@ def record_of(
         risk=event["risk"],
         kind=event["kind"],
         token=event["token"],
+        suggestion=Suggested(event["suggestion"]) if event.get("suggestion") else None,
         ending=told.ending,
         verdict=Verdict.CRASH,
         reason=told.reason,

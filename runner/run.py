@@ -21,11 +21,12 @@ from runner.errors import StateError, UsageError
 from runner.inside_command import STDOUT
 from runner.ledger import Event, Ledger, OpenTrial, record_to_json, trial_folder
 from runner.measure import CHECKPOINT, Measurement
+from runner.money import together
 from runner.notes import Notes
 from runner.phases import NLL, ROWS
 from runner.records import measurement_to_json, measurements_of, record_of
 from runner.task import Task
-from runner.trial import REFUSED, Ending, Proposal, Record, Refusal, Seconds, Verdict
+from runner.trial import REFUSED, Ending, Proposal, Record, Refusal, Seconds, Spent, Verdict
 from runner.tried import Barred
 from runner.verdicts import Step
 from runner.workspace import CommitText, Workspace
@@ -120,7 +121,8 @@ class Run:
             risk=proposal.risk,
             kind=str(proposal.kind),
             token=proposal.token,
-            **asdict(proposal.spent),
+            suggestion=proposal.suggestion,
+            **asdict(self._spent(proposal)),
             parent=parent,
             baseline=baseline,
             repeat=repeat,
@@ -215,9 +217,10 @@ class Run:
             agent=refusal.agent,
             idea=refusal.idea,
             token=refusal.token,
+            suggestion=refusal.suggestion,
             verdict=Verdict.INVALID,
             reason=refusal.reason,
-            **asdict(refusal.spent),
+            **asdict(self._spent(refusal)),
             proposed_at=self._now(),
         )
 
@@ -250,6 +253,11 @@ class Run:
                 f"(`git update-ref refs/heads/autoresearch/{self.tag} {expected}`) or start another --tag"
             )
             raise StateError(message)
+
+    def _spent(self, proposal: Proposal | Refusal) -> Spent:
+        """What the journal has of its agent's calls, those for one that came to nothing included; else the agent's own word."""
+        calls = self.ledger.state.paid.get(proposal.agent)
+        return together(calls) if calls else proposal.spent
 
     # -- pieces ------------------------------------------------------------------------------------
 

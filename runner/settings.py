@@ -160,6 +160,14 @@ class GateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CostOptions:
+    """What the machine costs; it is told and counted, and changes no measurement."""
+
+    gpu_usd_per_hour: float | None = key(None, above=0, high=10_000)
+    """US dollars for an hour of the one GPU; None: nobody said."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """What is needed for a keep.  docs/verdict.md has the figures behind the defaults."""
 

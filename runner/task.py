@@ -8,7 +8,7 @@ path outside its folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from runner.layers import (
     task_path,
 )
 from runner.literals import Value
-from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
+from runner.settings import (
+    Budget,
+    CostOptions,
+    DataOptions,
+    GateOptions,
+    JudgeOptions,
+    ScoreOptions,
+    TaskLimits,
+)
 
 CPU_PRESET = "smoke"
 
@@ -63,6 +71,7 @@ class Task:
     score: ScoreOptions
     gates: GateOptions
     judge: JudgeOptions
+    cost: CostOptions = field(default_factory=CostOptions)
     constants: Mapping[str, Value]
     """What the baseline's editable file has set in it (`apply_preset`)."""
     preset: str | None = None

@@ -54,6 +54,21 @@ class Kind(StrEnum):
     OTHER = "other"
 
 
+class Suggested(StrEnum):
+    """What became of the suggestion that a proposal began with: the tuner's, in a hybrid."""
+
+    UNSEEN = "unseen"
+    """It went ahead; the model was not asked."""
+    TAKEN = "taken"
+    """The model saw it and took it as it is."""
+    CHANGED = "changed"
+    """The model moved one of its constants too, but not only that, or not there."""
+    OVERRIDDEN = "overridden"
+    """The model put an idea of its own in its place."""
+    FALLBACK = "fallback"
+    """It went ahead, since the model failed or there was no money left to ask it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spent:
     """What a proposal cost before any trial; None: not known, or nothing that is counted so."""
@@ -78,6 +93,8 @@ class Proposal:
     token: str = ""
     """The agent's own handle (the tuner's trial number, the replayed line), handed back with the record."""
     spent: Spent = Spent()
+    suggestion: Suggested | None = None
+    """None: there was none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +108,7 @@ class Refusal:
     spent: Spent = Spent()
     source: str | None = None
     """The proposed file, if it may be mended."""
+    suggestion: Suggested | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -310,6 +328,8 @@ class Record:
     risk: str = ""
     kind: str = Kind.OTHER
     token: str = ""
+    suggestion: Suggested | None = None
+    """What became of the tuner's suggestion, in a hybrid."""
     ending: Ending | None = None
     """None when the proposal was refused before a container was spent on it, or the engine failed each time."""
     verdict: Verdict

@@ -28,6 +28,7 @@ from runner.agents.prompt import Facts, Try
 from runner.cli.commanding import Commanded
 from runner.errors import AgentError, UsageError
 from runner.loop import Stops
+from runner.money import Purse
 from runner.trial import Proposal, Record, Refusal, Spent, Verdict
 from tests.conftest import run_git
 from tests.test_loop import Bench
@@ -51,9 +52,9 @@ def facts(champion: str, history: Sequence[Record]) -> Facts:
     )  # fmt: skip
 
 
-def agent(run: Path, script: str, *, priced: bool = False, **values: Any) -> CommandAgent:
+def agent(run: Path, script: str, *, purse: Purse | None = None, **values: Any) -> CommandAgent:
     options = Options(command=f"sh -c {shlex.quote(script)}", **{"seconds": 20, **values})
-    return CommandAgent(options, facts, run, limit=100_000, count=len, priced=priced)
+    return CommandAgent(options, facts, run, limit=100_000, count=len, purse=purse)
 
 
 def propose(run: Path, script: str, **values: Any) -> Proposal | Refusal:
@@ -336,9 +337,9 @@ def test_eight_proposals_that_came_to_no_trial_are_enough(tmp_path: Path) -> Non
 
 
 def test_a_limit_in_dollars_wants_a_cost(tmp_path: Path) -> None:
-    assert isinstance(propose(tmp_path, f"{EDIT}; echo '{CLAUDE}'", priced=True), Proposal)
+    assert isinstance(propose(tmp_path, f"{EDIT}; echo '{CLAUDE}'", purse=Purse(1.0)), Proposal)
     with pytest.raises(AgentError, match="--max-usd"):
-        propose(tmp_path, EDIT, priced=True)
+        propose(tmp_path, EDIT, purse=Purse(1.0))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,6 +110,30 @@ def test_a_good_answer(ask: Ask, waits: Waits) -> None:
         "model": "some-model",
         "messages": [{"role": "system", "content": "You are terse."}, {"role": "user", "content": "An idea, please."}],
     }
+
+
+def test_what_an_answer_can_cost_at_most_is_known_before_it_is_asked_for(waits: Waits) -> None:
+    def most(**options: Any) -> float | None:
+        with model_server() as server, chat_with(server, waits, ModelOptions(**options)) as chat:
+            found = chat.most_usd(1000)
+            assert server.requests == []
+            return found
+
+    priced = replace(PRICES, prompt=1e-6, completion=2e-6)
+    assert most(model="openai/some-model", prices=priced, max_tokens=500) == pytest.approx(1000e-6 + 2 * 500e-6)
+    # Without a limit of the answer, without a price, and for a name that a vendor has too: nobody knows.
+    assert most(model="openai/some-model", prices=priced) is None
+    assert most(model="openai/some-model", max_tokens=500) is None
+    assert most(model="openai/gpt-4o", max_tokens=500) is None
+    # A vendor's model is in the table, with its price and its longest answer (16384 tokens).
+    assert most(model="azure/gpt-4o", max_tokens=500) == pytest.approx(1000 * 2.5e-6 + 500 * 10e-6)
+    assert most(model="azure/gpt-4o", max_tokens=10**6) == most(model="azure/gpt-4o") == pytest.approx(1000 * 2.5e-6 + 16_384 * 10e-6)
+    assert most(model="azure/nobody-priced-this", max_tokens=500) is None
+
+
+def test_no_longer_answer_is_asked_for_than_the_model_gives(ask: Ask) -> None:
+    _, server = ask(says.answers(), options=ModelOptions(model="azure/gpt-4o", max_tokens=10**6))
+    assert server.requests[0].body["max_tokens"] == 16_384
 
 
 def test_options_are_sent(ask: Ask) -> None:

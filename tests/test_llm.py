@@ -15,6 +15,7 @@ from runner.agents.failures import FAILURES_IN_A_ROW
 from runner.agents.llm import REPAIR, WHOLE_AFTER, Context, LlmAgent
 from runner.agents.prompt import Facts, Try
 from runner.errors import AgentError
+from runner.money import Purse, TooDearError
 from runner.trial import Ending, Proposal, Record, Refusal, Verdict
 
 CHAMPION = "DEPTH = 2\nWIDTH = 64\n\n\ndef main() -> None:\n    print(DEPTH)\n"
@@ -27,8 +28,8 @@ class FakeChat:
 
     name = "some/model"
 
-    def __init__(self, *answers: str | Exception | Reply) -> None:
-        self._answers = list(answers)
+    def __init__(self, *answers: str | Exception | Reply, most: float | None = None) -> None:
+        self._answers, self._most = list(answers), most
         self.asked: list[tuple[Message, ...]] = []
 
     def complete(self, messages: Sequence[Message], *, seconds: float) -> Reply:
@@ -38,6 +39,10 @@ class FakeChat:
         if isinstance(answer, Exception):
             raise answer
         return answer if isinstance(answer, Reply) else reply(answer)
+
+    def most_usd(self, prompt_tokens: int) -> float | None:
+        assert prompt_tokens > 100
+        return self._most
 
 
 def reply(text: str, **values: Any) -> Reply:
@@ -217,7 +222,33 @@ def test_an_answer_of_unknown_cost_ends_a_run_whose_cost_is_limited(tmp_path: Pa
     assert found.spent.cost_usd is None
 
     with pytest.raises(AgentError, match="--max-usd cannot be held to: what some/model costs is not known"):
-        agent(tmp_path, FakeChat(unknown), priced=True).propose(CHAMPION, [])
+        agent(tmp_path, FakeChat(unknown), purse=Purse(1.0)).propose(CHAMPION, [])
+
+
+def test_the_very_first_call_is_bounded_by_what_it_could_cost(tmp_path: Path) -> None:
+    chat = FakeChat(GOOD, most=0.6)
+    with pytest.raises(TooDearError, match=r"\$0\.0000 of \$0\.5 are spent, and one more proposal could cost \$0\.6000"):
+        agent(tmp_path, chat, purse=Purse(0.5)).propose(CHAMPION, [])
+    assert chat.asked == []
+    assert isinstance(agent(tmp_path, chat, purse=Purse(0.6)).propose(CHAMPION, []), Proposal)
+
+
+def test_a_second_turn_that_is_too_dear_is_not_asked_for_and_the_first_is_on_record(tmp_path: Path) -> None:
+    chat, purse = FakeChat(reply("nonsense", cost_usd=0.25), GOOD, most=0.3), Purse(0.5)
+    found = agent(tmp_path, chat, purse=purse).propose(CHAMPION, [])
+
+    assert isinstance(found, Refusal)
+    assert found.reason.startswith("it was not mended: $0.2500 of $0.5 are spent")
+    assert (found.spent.cost_usd, purse.spent, len(chat.asked)) == (0.25, 0.25, 1)
+
+
+def test_every_call_is_journalled_at_once_whatever_comes_of_the_proposal(tmp_path: Path) -> None:
+    written: list[dict[str, Any]] = []
+    purse = Purse(journal=lambda event, **fields: written.append({"event": event, **fields}))
+    with pytest.raises(ChatError, match="no credit"):
+        agent(tmp_path, FakeChat("nonsense", ChatError(ErrorKind.FATAL, "no credit")), purse=purse, name="hybrid").propose(CHAMPION, [])
+
+    assert written == [{"event": "paid", "agent": "hybrid", "cost_usd": 0.01, "prompt_tokens": 100, "completion_tokens": 10}]
 
 
 def test_on_a_plateau_the_model_looks_back_and_its_notes_are_a_file(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from runner import ledger
-from runner.errors import BaselineError, EngineError, GpuError, StateError, UsageError
+from runner.errors import AgentError, BaselineError, EngineError, GpuError, StateError, UsageError
 from runner.loop import Loop, Outcome, Stops
+from runner.money import Purse
 from runner.protocols import Agent
 from runner.run import Run
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
@@ -67,19 +69,21 @@ class Bench:
             constants={},
         )
 
-    def run(self, agent: Agent, stops: Stops | None = None, clock: Callable[[], float] | None = None) -> Outcome:
-        with self.loop(agent, clock) as loop:
+    def run(
+        self, agent: Agent, stops: Stops | None = None, clock: Callable[[], float] | None = None, purse: Purse | None = None
+    ) -> Outcome:
+        with self.loop(agent, clock, purse) as loop:
             return loop.run(stops or Stops())
 
     @contextmanager
-    def loop(self, agent: Agent, clock: Callable[[], float] | None = None) -> Iterator[Loop]:
+    def loop(self, agent: Agent, clock: Callable[[], float] | None = None, purse: Purse | None = None) -> Iterator[Loop]:
         with ledger.writing(self.folder) as run:
             if run.state.header is None:
                 base = self.workspace.head()
                 run.write("run", format=ledger.FORMAT, tag=self.tag, base=base, head=base, seed=3, image="sha256:i", gpu=None)
                 self.workspace.start_branch(self.tag, base)
             held = Run(task=self.task, tag=self.tag, ledger=run, workspace=self.workspace)
-            yield Loop(held, self.measurer, agent, self.view, gate=self.gate, **({"clock": clock} if clock else {}))
+            yield Loop(held, self.measurer, agent, self.view, gate=self.gate, purse=purse, **({"clock": clock} if clock else {}))
 
     @classmethod
     def again(cls, other: Bench) -> Bench:
@@ -181,34 +185,91 @@ def test_limits_belong_to_one_invocation(bench: Bench) -> None:
     assert [record.trial for record in bench.records] == list(range(6))
 
 
+class Spender(ScriptedAgent):
+    """Pays for each proposal what it is told to, if there is so much."""
+
+    def __init__(self, purse: Purse, *costs: float, known: bool = True) -> None:
+        super().__init__([f"SCORE = {3 + at}\n" for at in range(len(costs))])
+        self._purse, self._costs, self._known = purse, list(costs), known
+
+    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
+        if self._costs:
+            cost = self._costs.pop(0)
+            self._purse.check(cost if self._known else None)
+            self._purse.pay(self.name, Spent(cost_usd=cost, prompt_tokens=100, completion_tokens=10))
+        return super().propose(champion, history)
+
+
 @pytest.mark.parametrize(
-    ("costs", "most", "judged"),
+    ("costs", "most", "known", "judged"),
     [
-        # The fourth would begin below the limit and could end above it.
-        ([1.0, 1.0, 1.0, 1.0], 3.5, 3),
-        # As dear as the dearest so far.
-        ([0.1, 2.0, 0.1, 0.1], 3.0, 2),
-        ([1.0, 1.0], 2.0, 2),
-        ([1.0], 0.0, 0),
-        # What nobody counts is not taken for a sum; the agent refuses to go on with it.
-        ([None, None, None], 0.5, 3),
+        ([1.0, 1.0, 1.0, 1.0], 3.5, True, 3),
+        ([0.1, 2.0, 0.1, 1.0], 3.0, True, 3),  # the fourth is known to be too dear
+        ([0.1, 2.0, 0.1, 0.1], 3.0, False, 2),  # the third may be as dear as the dearest so far
+        ([1.0, 1.0], 2.0, True, 2),
+        ([1.0], 0.5, True, 0),  # also the very first
+        ([1.0], 0.0, False, 0),
     ],
 )
-def test_no_proposal_is_asked_for_that_could_cost_more_than_is_left(bench: Bench, costs: list[float | None], most: float, judged: int) -> None:
-    refusals = [Refusal(agent="scripted", idea=f"idea {at}", reason="no", token=str(at), spent=Spent(cost_usd=cost)) for at, cost in enumerate(costs)]
-
-    outcome = bench.run(ScriptedAgent(list(refusals)), Stops(usd=most))
+def test_no_proposal_is_asked_for_that_could_cost_more_than_is_left(
+    bench: Bench, costs: list[float], most: float, *, known: bool, judged: int
+) -> None:
+    purse = Purse(most)
+    outcome = bench.run(Spender(purse, *costs, known=known), purse=purse)
 
     assert outcome.judged == judged
-    ran_out = judged == len(costs) and outcome.reason == "the agent has nothing more to propose"
-    assert ran_out or f"of ${most:g} are spent" in outcome.reason
+    assert f"of ${most:g} are spent" in outcome.reason or judged == len(costs)
 
 
 def test_what_an_earlier_invocation_spent_is_not_this_ones(bench: Bench) -> None:
-    one = Refusal(agent="scripted", idea="an idea", reason="no", token="0", spent=Spent(cost_usd=1.0))
-    assert bench.run(ScriptedAgent([one]), Stops(usd=1.0)).judged == 1
+    for _ in range(2):
+        purse = Purse(1.0)
+        assert bench.run(Spender(purse, 1.0, 1.0, 1.0), Stops(trials=1), purse=purse).judged == 1
 
-    assert bench.run(ScriptedAgent([one, one]), Stops(usd=1.0)).judged == 1
+
+def test_calls_for_a_proposal_that_came_to_nothing_are_on_the_record_of_the_next(bench: Bench) -> None:
+    class Dies(Spender):
+        def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
+            super().propose(champion, history)
+            raise AgentError("the second call failed")
+
+    with bench.loop(ScriptedAgent([])) as loop:
+        loop.run(Stops())
+    for agent in (Dies, Dies, Spender):
+        with ledger.writing(bench.folder) as run:
+            held = Run(task=bench.task, tag=bench.tag, ledger=run, workspace=bench.workspace)
+            spender = agent(Purse(journal=run.write), 0.25)
+            with contextlib.suppress(AgentError):
+                Loop(held, bench.measurer, spender, bench.view).run(Stops(trials=1))
+        waiting = ledger.read(bench.folder).paid
+        assert len(waiting.get("scripted", [])) == (0 if agent is Spender else len(waiting["scripted"]))
+    assert (bench.records[-1].cost_usd, bench.records[-1].prompt_tokens, bench.records[-1].completion_tokens) == (0.75, 300, 30)
+    assert ledger.read(bench.folder).paid == {}
+
+
+def test_a_refused_proposal_takes_its_calls_with_it(bench: Bench) -> None:
+    with ledger.writing(bench.folder) as run:
+        run.write("run", format=ledger.FORMAT, tag=bench.tag, base=bench.workspace.head(), head="", seed=3, image="sha256:i", gpu=None)
+        held = Run(task=bench.task, tag=bench.tag, ledger=run, workspace=bench.workspace)
+        purse = Purse(journal=run.write)
+        purse.pay("llm", Spent(cost_usd=0.25, prompt_tokens=1, completion_tokens=1))
+        purse.pay("llm", Spent(cost_usd=None))
+        other = held.refused(Refusal(agent="hand", idea="i", reason="r"))
+        refused = held.refused(Refusal(agent="llm", idea="i", reason="r", spent=Spent(cost_usd=0.5)))
+        assert (other.cost_usd, refused.cost_usd) == (None, None)
+        run.write("judged", trial=0, record=ledger.record_to_json(refused))
+        assert run.state.paid == {}
+
+
+def test_the_gpus_hours_count_if_they_have_a_price(bench: Bench) -> None:
+    # A measurement takes 5 s, and the budget is in steps: nothing is known before the first baseline.
+    outcome = bench.run(ScriptedAgent([f"SCORE = {3 + at}\n" for at in range(9)]), purse=Purse(5.0, gpu_usd_per_hour=720.0))
+    assert outcome.judged == 3
+    assert outcome.reason == "$5.0000 of $5 are spent, and one more trial could cost $1.0000"
+    # The trial that a proposal is for is counted before the model is asked.
+    purse = Purse(2.15, gpu_usd_per_hour=720.0)
+    outcome = bench.run(Spender(purse, *[0.1] * 9), purse=purse)
+    assert outcome == Outcome(reason="$1.1000 of $2.15 are spent, and one more proposal could cost $1.1000", judged=1)
 
 
 def test_no_new_trial_after_the_hours(bench: Bench) -> None:

@@ -49,6 +49,7 @@ KEYS = [
     "log_path",
     "prompt_tokens",
     "completion_tokens",
+    "suggestion",
 ]
 
 

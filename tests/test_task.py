@@ -97,11 +97,16 @@ def test_a_task_is_frozen(folder: Path) -> None:
         ("limits: {pids: 3.5}", "autoresearch.yaml: limits.pids: must be a whole number, not 3.5"),
         ("limits: {memory_gb: .nan}", "autoresearch.yaml: limits.memory_gb: must be finite, not nan"),
         ("limits: [1]", "autoresearch.yaml: limits: must be a list of `key: value`, not [1]"),
+        ("cost: {gpu_usd_per_hour: 0}", "autoresearch.yaml: cost.gpu_usd_per_hour: must be above 0, not 0.0"),
+        ("cost: {gpu_usd_per_hour: -2.5}", "autoresearch.yaml: cost.gpu_usd_per_hour: must be above 0, not -2.5"),
+        ("cost: {gpu_usd_per_hour: .inf}", "autoresearch.yaml: cost.gpu_usd_per_hour: must be finite, not inf"),
+        ("cost: {gpu_usd_per_hour: cheap}", "autoresearch.yaml: cost.gpu_usd_per_hour: must be a number, not 'cheap'"),
+        ("cost: {gpu_usd: 2}", "autoresearch.yaml: cost.gpu_usd: unknown key (did you mean gpu_usd_per_hour?)"),
         ("judge: {baselines: 0}", "autoresearch.yaml: judge.baselines: must be at least 1, not 0"),
         ("score: {batch_row: 1}", "autoresearch.yaml: score.batch_row: unknown key (did you mean batch_rows?)"),
         ("constants: {depth: 1}", "autoresearch.yaml: constants.depth: a constant's name is in upper case"),
         ("constants: {DEPTH: {}}", "autoresearch.yaml: constants.DEPTH: must be a number, text, true, false or a list of these"),
-        ("description: x", "autoresearch.yaml: description: unknown key (known: brief, budget, constants, data, editable, gates, judge, limits, prepare, preset, presets, score, space)"),
+        ("description: x", "autoresearch.yaml: description: unknown key (known: brief, budget, constants, cost, data, editable, gates, judge, limits, prepare, preset, presets, score, space)"),
         ("score: {batch_rows: 1}\nscore: {batch_rows: 2}", "autoresearch.yaml, line 9: the key 'score' comes twice"),
         ("constants: {A: &x 1, B: *x}", "autoresearch.yaml, line 8: aliases are not used here"),
         ("score: [", "autoresearch.yaml, line 8: expected the node content, but found '<stream end>'"),
@@ -376,3 +381,11 @@ def test_every_shipped_preset_loads_and_fits_the_shipped_trainer() -> None:
     for task in shipped():
         compile(apply_preset((ROOT / task.editable).read_text(), task), "train.py", "exec")
         assert task.next_smaller is None or task.next_smaller in names
+
+
+def test_a_price_of_the_gpu_is_optional_and_a_preset_may_have_its_own(folder: Path) -> None:
+    write(folder, "")
+    assert load_task(folder).cost.gpu_usd_per_hour is None
+    write(folder, "cost: {gpu_usd_per_hour: 2}")
+    assert load_task(folder).cost.gpu_usd_per_hour == 2.0
+    assert load_task(folder, overrides={"cost": {"gpu_usd_per_hour": 3.5}}).cost.gpu_usd_per_hour == 3.5

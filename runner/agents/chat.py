@@ -98,3 +98,7 @@ class Chat(Protocol):
         Raises `ChatError`.
         """
         ...
+
+    def most_usd(self, prompt_tokens: int) -> float | None:
+        """What one answer to so many tokens can cost at most; None: not known."""
+        ...

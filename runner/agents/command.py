@@ -23,6 +23,7 @@ from runner.agents.handback import NotHandedBackError
 from runner.agents.prompt import Count, Facts
 from runner.durable import write_durably
 from runner.errors import AgentError, UsageError
+from runner.money import Purse
 from runner.report.text import block, plain
 from runner.trial import Proposal, Record, Refusal, Spent
 
@@ -58,13 +59,13 @@ class CommandAgent:
     name = "command"
 
     def __init__(
-        self, options: Options, facts: Callable[[str, Sequence[Record]], Facts], folder: Path, *, limit: int, count: Count, priced: bool = False
+        self, options: Options, facts: Callable[[str, Sequence[Record]], Facts], folder: Path, *, limit: int, count: Count, purse: Purse | None = None
     ) -> None:
         """`facts`: what is told, from champion and records; `folder`: the run's; `limit`: tokens of the prompt as `count` counts;
-        `priced`: an unknown cost ends the run, since the sum is to be limited.  Raises `UsageError` if the command is none.
+        `purse`: what may be spent; if that is limited, an unknown cost ends the run.  Raises `UsageError` if the command is none.
         """
         self._options, self._facts, self._folder = options, facts, folder / FOLDER
-        self._limit, self._count, self._priced = limit, count, priced
+        self._limit, self._count, self._purse = limit, count, purse or Purse()
         self._words = words(options.command, prompt_file=f"{WORKDIR}/{PROMPT}", seconds=options.seconds)
         self._earlier: int | None = None
 
@@ -72,6 +73,7 @@ class CommandAgent:
         """See `Agent`.  Raises `AgentError` if there is no sandbox, or if too many proposals in a row were of no use."""
         self._earlier = len(history) if self._earlier is None else self._earlier
         refuse_useless(history[self._earlier :], agent=self.name, asked=self._words[0])
+        self._purse.check(None)
         number = max((int(one.token) for one in history if one.agent == self.name and one.token.isdecimal()), default=-1) + 1
         facts = replace(self._facts(champion, history), wishes=plateau.advise(history).wishes)
         told, scratch = self._folder / f"{number:04d}", self._folder / SCRATCH
@@ -115,7 +117,8 @@ class CommandAgent:
 
     def _result(self, token: str, facts: Facts, ended: Ended, scratch: Path) -> Proposal | Refusal:
         spent = cost(ended.stdout)
-        if self._priced and spent.cost_usd is None:
+        self._purse.pay(self.name, spent)
+        if self._purse.limited and spent.cost_usd is None:
             message = (
                 f"--max-usd cannot be held to: what {self._words[0]} cost is not known. The last line that it prints would have to be JSON "
                 "with total_cost_usd"

@@ -73,6 +73,7 @@ class ModelOptions:
     prices: Prices | None = None
     """None: litellm's table; a server of the user's own then has none."""
     max_tokens: int | None = None
+    """Of an answer, reasoning included; a model that gives fewer is asked for that many.  None: as many as the provider lets it."""
     temperature: float | None = None
     try_seconds: float = TRY_SECONDS
     """What takes longer is given up and asked again, while there is time."""
@@ -95,6 +96,11 @@ class LitellmChat:
         provider = self._provider()
         base = options.api_base or _base_in(environment, provider)
         self._own = provider in OWN_SERVERS or (base is not None and provider not in ADDRESSED)
+        known = {} if self._own else self._known()
+        self._prices = options.prices or _prices(known)
+        most = known.get("max_output_tokens")
+        limits = [one for one in (options.max_tokens, most) if isinstance(one, int)]
+        self._longest = min(limits, default=None)
         variable = options.key_variable or f"{provider.upper()}_API_KEY"
         key = environment.get(variable, "").strip()
         self._secrets = (*secrets_in(environment), key)
@@ -134,6 +140,12 @@ class LitellmChat:
         """See `Chat.complete`."""
         return ask_patiently(partial(self._try, messages), self._asked, seconds, self._pace)
 
+    def most_usd(self, prompt_tokens: int) -> float | None:
+        """See `Chat.most_usd`."""
+        if self._prices is None or self._longest is None:
+            return None
+        return self._prices.cost(Usage(prompt=prompt_tokens, completion=self._longest, cached=None))
+
     # ------------------------------------------------------------------------------------------ before the first
 
     def _provider(self) -> str:
@@ -150,6 +162,13 @@ class LitellmChat:
                 "name it as provider/model, for a server of your own as openai/model with its address",
             )
         return str(provider)
+
+    def _known(self) -> Mapping[str, Any]:
+        """What the library's table has of the model."""
+        try:
+            return dict(self._litellm.get_model_info(model=self._options.model))
+        except Exception:  # noqa: BLE001 - a foreign library's: it is not in the table
+            return {}
 
     def _need_key(self, environment: Mapping[str, str]) -> None:
         """Raise if there is none: the library would send the request, and the failure look like the server's."""
@@ -182,7 +201,7 @@ class LitellmChat:
             messages=[{"role": str(message.role), "content": message.text} for message in messages],
             api_base=self._options.api_base,
             api_key=self._key,
-            max_tokens=self._options.max_tokens,
+            max_tokens=None if self._options.max_tokens is None else self._longest,
             temperature=self._options.temperature,
             stream=False,
             drop_params=True,
@@ -275,6 +294,12 @@ def _imported() -> Any:
         logger.propagate = False
         logger.setLevel(logging.CRITICAL + 1)
     return litellm
+
+
+def _prices(known: Mapping[str, Any]) -> Prices | None:
+    """Of the library's table, which has 0 also where nobody entered a price."""
+    prompt, completion = known.get("input_cost_per_token"), known.get("output_cost_per_token")
+    return Prices(prompt=float(prompt), completion=float(completion)) if prompt and completion else None
 
 
 def _base_in(environment: Mapping[str, str], provider: str) -> str | None:

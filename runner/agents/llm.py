@@ -21,10 +21,12 @@ from runner.agents.edits import RefusedEditError
 from runner.agents.failures import refuse_useless
 from runner.agents.grammar import GRAMMAR, GRAMMAR_WHOLE, Answer
 from runner.agents.matching import apply
+from runner.agents.plateau import THE_TUNERS
 from runner.agents.prompt import Count, Facts
 from runner.agents.shown import NOTES
 from runner.durable import write_durably
 from runner.errors import AgentError
+from runner.money import Purse, TooDearError, together
 from runner.trial import Ending, Proposal, Record, Refusal, Spent, Verdict
 
 WHOLE_AFTER, EDITS_AFTER = 3, 3
@@ -71,36 +73,35 @@ class _Turn:
 
     @property
     def spent(self) -> Spent:
-        """By all its calls; known only if that of every one is."""
-        costs = [one.cost_usd for one in self.replies]
-        usages = [one.usage for one in self.replies if one.usage is not None]
-        counted = bool(usages) and len(usages) == len(self.replies)
-        return Spent(
-            cost_usd=sum(one for one in costs if one is not None) if costs and None not in costs else None,
-            prompt_tokens=sum(one.prompt for one in usages) if counted else None,
-            completion_tokens=sum(one.completion for one in usages) if counted else None,
-        )
+        """By all its calls."""
+        return together([_spent(one) for one in self.replies])
 
 
 class LlmAgent:
     """Implements `runner.protocols.Agent`."""
 
-    name = "llm"
-
-    def __init__(self, chat: Chat, context: Context, *, limit: int, count: Count, priced: bool = False) -> None:
-        """`limit`: tokens of the model's context that a prompt may take, as `count` counts; `priced`: an answer of unknown cost
-        ends the run, since the sum is to be limited.
+    def __init__(self, chat: Chat, context: Context, *, limit: int, count: Count, purse: Purse | None = None, name: str = "llm") -> None:
+        """`limit`: tokens of the model's context that a prompt may take, as `count` counts; `purse`: what may be spent; if that is
+        limited, an answer of unknown cost ends the run.  `name`: whose proposals these are.
         """
-        self._chat, self._context, self._limit, self._count, self._priced = chat, context, limit, count, priced
+        self._chat, self._context, self._limit, self._count = chat, context, limit, count
+        self._purse, self.name = purse or Purse(), name
         self._whole, self._misfits, self._fits = False, 0, 0
         self._earlier: int | None = None
 
-    def propose(self, champion: str, history: Sequence[Record]) -> Proposal | Refusal | None:
-        """See `Agent`.  Raises `AgentError` if the model cannot be asked, or if too many answers in a row were of no use."""
+    def mends(self, history: Sequence[Record]) -> bool:
+        """Whether the next proposal is the one attempt to mend the last."""
+        return _to_mend([record for record in history if record.agent == self.name]) is not None
+
+    def propose(self, champion: str, history: Sequence[Record], suggestion: str = "") -> Proposal | Refusal:
+        """See `Agent`.  `suggestion` is shown unless the last proposal is mended.
+
+        Raises `AgentError` if the model cannot be asked, or if too many answers in a row were of no use.
+        """
         self._earlier = len(history) if self._earlier is None else self._earlier
         refuse_useless(history[self._earlier :], agent=self.name, asked=self._chat.name)
         own = [record for record in history if record.agent == self.name]
-        number = max((_number(record.token) for record in own), default=-1) + 1
+        number = number_after(own)
         failed = self._to_mend(own)
         turn = _Turn(str(number) if failed is None else f"{number} {REPAIR}{failed.trial}")
         idea = "(no proposal)" if failed is None else f"repair: {failed.idea}"
@@ -108,9 +109,13 @@ class LlmAgent:
             after = plateau.advise(history).look_back if failed is None else None
             if after is not None:
                 self._look_back(turn, after, self._facts(champion, history, None))
-            answer, source = self._answered(turn, self._facts(champion, history, failed))
+            answer, source = self._answered(turn, self._facts(champion, history, failed, suggestion))
         except (MalformedAnswerError, RefusedEditError) as error:
             return self._refusal(turn, idea, str(error))
+        except TooDearError as error:
+            if not turn.replies:
+                raise
+            return self._refusal(turn, idea, f"it was not mended: {error}")
         except ChatError as error:
             if error.kind is not ErrorKind.EXHAUSTED:
                 raise
@@ -126,26 +131,26 @@ class LlmAgent:
 
     # -- what is asked -----------------------------------------------------------------------------
 
-    def preview(self, champion: str, history: Sequence[Record]) -> tuple[str, str]:
+    def preview(self, champion: str, history: Sequence[Record], suggestion: str = "") -> tuple[str, str]:
         """System message and request of the next proposal, to the letter.  Raises `AgentError`."""
         failed = self._to_mend([record for record in history if record.agent == self.name])
         try:
-            return self._prompt(self._facts(champion, history, failed))
+            return self._prompt(self._facts(champion, history, failed, suggestion))
         except prompt.TooLongError as error:
             raise AgentError(str(error)) from error
 
-    def _facts(self, champion: str, history: Sequence[Record], failed: Record | None) -> Facts:
+    def _facts(self, champion: str, history: Sequence[Record], failed: Record | None, suggestion: str = "") -> Facts:
         facts = self._context.facts(champion, history)
         if failed is None:
-            return replace(facts, wishes=plateau.advise(history).wishes)
+            return replace(facts, wishes=plateau.advise(history).wishes, suggestion=suggestion)
         crashed = next(one for one in facts.tries if one.record.trial == failed.trial)
         return prompt.repair(facts, crashed, self._context.source(failed.trial) or "")
 
     def _to_mend(self, own: Sequence[Record]) -> Record | None:
         """The last proposal, if its trial ended without a score, or a gate refused what can be mended, and it was no repair itself:
-        each idea has one second chance.
+        each idea of a model has one second chance.
         """
-        if not own or REPAIR in own[-1].token:
+        if not own or REPAIR in own[-1].token or own[-1].suggestion in THE_TUNERS:
             return None
         last = own[-1]
         mended = last.ending in MENDED if last.verdict is Verdict.CRASH else last.verdict is Verdict.INVALID
@@ -195,10 +200,12 @@ class LlmAgent:
         write_durably(path, f"{before}{title}\n{reply.text.strip()[:NOTES_LIMIT]}\n\n".encode())
 
     def _ask(self, turn: _Turn, messages: tuple[Message, ...]) -> Reply:
+        self._purse.check(self._chat.most_usd(sum(self._count(message.text) for message in messages)))
         turn.sent.append(messages)
         reply = self._chat.complete(messages, seconds=CALL_SECONDS)
         turn.replies.append(reply)
-        if self._priced and reply.cost_usd is None:
+        self._purse.pay(self.name, _spent(reply))
+        if self._purse.limited and reply.cost_usd is None:
             message = f"--max-usd cannot be held to: what {reply.model} costs is not known. Say it with --price IN,OUT (dollars per million tokens)"
             raise AgentError(message)
         return reply
@@ -234,6 +241,20 @@ def _usable(reply: Reply, champion: str) -> tuple[Answer, str]:
         raise MalformedAnswerError(UNUSABLE[reply.finish])
     answer = parse(reply.text)
     return answer, apply(answer, champion)
+
+
+def _spent(reply: Reply) -> Spent:
+    usage = reply.usage
+    return Spent(
+        cost_usd=reply.cost_usd,
+        prompt_tokens=None if usage is None else usage.prompt,
+        completion_tokens=None if usage is None else usage.completion,
+    )
+
+
+def number_after(own: Sequence[Record]) -> int:
+    """Of the next proposal after an agent's `own`."""
+    return max((_number(record.token) for record in own), default=-1) + 1
 
 
 def _number(token: str) -> int:

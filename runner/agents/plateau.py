@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from runner.report.summary import NO_IDEAS
 from runner.report.text import plain
-from runner.trial import Kind, Record, Verdict
+from runner.trial import Kind, Record, Suggested, Verdict
 
 OTHER_KINDS, LARGER, REFLECT, COMBINE = 3, 5, 8, 12
 """Tries in a row without a keep, from which on each is asked for."""
@@ -22,6 +22,9 @@ NEAR_MISSES = 3
 NEAR = 0.25
 """A near miss is no worse than this part of the gain that was needed."""
 IDEA_WIDTH = 120
+THE_TUNERS = (Suggested.UNSEEN, Suggested.TAKEN, Suggested.FALLBACK)
+"""Proposals that are the tuner's own, in a hybrid."""
+ALONE = (Suggested.UNSEEN, Suggested.FALLBACK)
 NO_TRIES = (*NO_IDEAS, Verdict.INVALID)
 """Nothing was tried: measurements of what is known, and proposals that came to no trial."""
 
@@ -39,7 +42,7 @@ class Advice:
 
 def advise(records: Sequence[Record]) -> Advice:
     """For the next proposal after `records`, oldest first."""
-    tries = [record for record in records if record.verdict not in NO_TRIES]
+    tries = [record for record in records if record.verdict not in NO_TRIES and _asked_for(record)]
     kept = [at for at, record in enumerate(tries) if record.verdict is Verdict.KEEP]
     since = tries[kept[-1] + 1 if kept else 0 :]
     number = len(since)
@@ -55,6 +58,11 @@ def advise(records: Sequence[Record]) -> Advice:
         wishes.append(f"Consider putting near misses together: {'; '.join(f'try {one.trial} ({plain(one.idea, IDEA_WIDTH)})' for one in pair)}.")
     due = number >= REFLECT and (number - REFLECT) % REFLECT_EVERY == 0
     return Advice(without_keep=number, wishes=tuple(wishes), look_back=since[-1].trial if due else None)
+
+
+def _asked_for(record: Record) -> bool:
+    """In a hybrid what the tuner tried alone follows no wish, and is no sign that those were of no use; a keep is one for everybody."""
+    return record.verdict is Verdict.KEEP or record.suggestion not in ALONE
 
 
 def _other_kinds(tries: Sequence[Record], since: Sequence[Record]) -> str:

@@ -70,6 +70,8 @@ class Facts:
     """What was found out so far: a file that the person can read and edit."""
     wishes: Sequence[str] = ()
     """What the state of the search asks for (`runner.agents.plateau`)."""
+    suggestion: str = ""
+    """What the tuner would try, in a hybrid."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
         yield _titled("Ideas that wait", "\n".join(f"- {plain(one, LINE_WIDTH)}" for one in facts.ideas))
     if facts.hints:
         yield _titled("What the person asks for", "\n".join(f"- {block(one).strip()}" for one in facts.hints))
+    if facts.suggestion:
+        yield _titled("What the tuner suggests", facts.suggestion)
     yield _titled("Your turn", "\n".join((*facts.wishes, ask)))
 
 

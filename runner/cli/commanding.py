@@ -15,6 +15,7 @@ from runner.errors import UsageError
 if TYPE_CHECKING:
     from runner.agents.command import CommandAgent, Options
     from runner.cli.session import Session
+    from runner.money import Purse
 
 SECONDS = 600
 
@@ -68,7 +69,7 @@ class Commanded:
         return found
 
 
-def commanded(flags: Commanded, session: Session, *, limit: int, priced: bool) -> CommandAgent:
+def commanded(flags: Commanded, session: Session, *, limit: int, purse: Purse) -> CommandAgent:
     """The agent, after its sandbox was tried.  Raises `AgentError` or `UsageError`."""
     from runner.agents.command import CommandAgent
     from runner.agents.confined import try_sandbox
@@ -81,4 +82,4 @@ def commanded(flags: Commanded, session: Session, *, limit: int, priced: bool) -
     header = session.ledger.state.header
     assert header is not None
     shown = shown_by(session.folder, session.checkout.root, session.task, header)
-    return CommandAgent(options, shown.facts, session.folder, limit=limit, count=count, priced=priced)
+    return CommandAgent(options, shown.facts, session.folder, limit=limit, count=count, purse=purse)

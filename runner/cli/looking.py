@@ -21,13 +21,26 @@ TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number o
 @app.command()
 def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
     """How the latest run stands."""
+    from runner.report.costs import (
+        ahead_of,
+        costs_of,
+        costs_text,
+        costs_values,
+        forecast_text,
+        forecast_values,
+    )
     from runner.report.table import status_lines, status_values
 
     _, folder, state = parts.look(task, tag)
+    price = parts.gpu_price(folder, state.header or {})
+    spent, ahead = costs_of(state, price), ahead_of(state, price)
     if as_json:
-        typer.echo(json.dumps(status_values(folder, state.records, running=is_held(folder), open_trial=_open(state))))
+        values = status_values(folder, state.records, running=is_held(folder), open_trial=_open(state))
+        typer.echo(json.dumps({**values, "cost": costs_values(spent), "forecast": forecast_values(ahead)}))
     else:
-        for line in status_lines(folder, state.records, running=is_held(folder), open_trial=_open(state)):
+        lines = status_lines(folder, state.records, running=is_held(folder), open_trial=_open(state))
+        lines += [f"cost      {costs_text(spent)}", *([f"forecast  {forecast_text(ahead)}"] if ahead is not None else [])]
+        for line in lines:
             typer.echo(line)
 
 
@@ -76,6 +89,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Draw the plot and write results.tsv again; with --final show how much of the gain is real."""
+    from runner.report.costs import costs_of, costs_text, costs_values
     from runner.report.live import publish
     from runner.report.table import print_log
 
@@ -92,11 +106,13 @@ def report(
         message = f"run {folder.name!r} has no finished trial yet"
         raise UsageError(message)
     publish(folder, state.records)
+    spent = costs_of(state, parts.gpu_price(folder, state.header or {}))
     paths = {"plot": str(folder / "progress.png"), "results": str(folder / "results.tsv")}
     if as_json:
-        typer.echo(json.dumps(paths))
+        typer.echo(json.dumps({**paths, "cost": costs_values(spent)}))
     else:
         print_log(state.records)
+        typer.echo(f"cost     {costs_text(spent)}")
         for name, path in paths.items():
             typer.echo(f"{name:8} {path}")
 

@@ -251,6 +251,14 @@ def load_frozen(folder: Path, checkout_root: Path, preset: str | None, overrides
     return replace(task, data=replace(task.data, source=source))
 
 
+def gpu_price(folder: Path, header: Mapping[str, Any]) -> float | None:
+    """Dollars for an hour of the GPU of the run in `folder`; None: it has none, or nobody said."""
+    if not header.get("gpu"):
+        return None
+    # Whatever the checkout is: the price does not depend on it.
+    return load_frozen(folder, folder, header["preset"], header["overrides"]).cost.gpu_usd_per_hour
+
+
 def _digest(files: tuple[object, ...]) -> str:
     from runner.durable import file_sha256
     from runner.trial import InputFile

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,24 +11,18 @@ import typer
 
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.cli.commanding import Commanded, CommandOption, PassOption, PathOption, SecondsOption, commanded
+from runner.cli.modelling import OUTPUT_TOKENS, SHARE, AgentName, Asked, modelled, tuning
 from runner.cli.session import Session, open_session
 from runner.cli.starting import Wanted
-from runner.cli.steering import CONTEXT_TOKENS, ContextOption, count, shown_by
+from runner.cli.steering import CONTEXT_TOKENS, ContextOption
 from runner.errors import UsageError
+from runner.money import FREE
 
 if TYPE_CHECKING:
+    from runner.money import Purse
     from runner.protocols import Agent
 
 MAX_SOURCE_BYTES = 1 << 20
-
-
-class AgentName(StrEnum):
-    """Who proposes."""
-
-    TUNER = "tuner"
-    REPLAY = "replay"
-    LLM = "llm"
-    COMMAND = "command"
 
 
 PresetOption = Annotated[str | None, typer.Option("--preset", metavar="P", help="Constants, budget, limits and data for one kind of hardware.")]
@@ -55,15 +46,17 @@ def run(
     cpu: CpuOption = False,
     agent: Annotated[AgentName, typer.Option(help="Who proposes.")] = AgentName.TUNER,
     proposals: Annotated[Path | None, typer.Option(metavar="PATH", help="For replay: a JSONL file, a folder of patches, or the folder of a run.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="For llm: provider/name, as litellm names it; a local server's is openai/NAME.")] = None,
-    api_base: Annotated[str | None, typer.Option("--api-base", metavar="URL", help="For llm: where a server like OpenAI's answers.")] = None,
-    price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="For llm: dollars per million tokens, where they are not known.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="NAME", help="For llm and hybrid: provider/name, as litellm names it; a local server's is openai/NAME.")] = None,
+    api_base: Annotated[str | None, typer.Option("--api-base", metavar="URL", help="For llm and hybrid: where a server like OpenAI's answers.")] = None,
+    price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="For llm and hybrid: dollars per million tokens, where they are not known.")] = None,
+    max_output: Annotated[int | None, typer.Option("--max-output", min=256, metavar="N", help=f"For llm and hybrid: tokens of an answer at most. [default: no limit; {OUTPUT_TOKENS} with --max-usd]")] = None,
+    model_share: Annotated[float | None, typer.Option("--model-share", metavar="S", help=f"For hybrid: on this share of the tries the model sees the tuner's suggestion. [default: {SHARE}]")] = None,
     context: ContextOption = None,
     command: CommandOption = None,
     command_seconds: SecondsOption = None,
     pass_env: PassOption = None,
     agent_path: PathOption = None,
-    max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, metavar="D", help="Ask for no proposal that could exceed D dollars in all.")] = None,
+    max_usd: Annotated[float | None, typer.Option("--max-usd", min=0.0, metavar="D", help="Begin nothing that could exceed D dollars in all, the GPU's price included if the task has one.")] = None,
     trials: Annotated[int | None, typer.Option(min=0, metavar="N", help="End after N new trials (baselines not counted).")] = None,
     hours: Annotated[float | None, typer.Option(min=0.0, metavar="H", help="Start no new trial after H hours.")] = None,
     seed: SeedOption = None,
@@ -79,14 +72,18 @@ def run(
     if (proposals is None) is (agent is AgentName.REPLAY):
         message = "--proposals goes with --agent replay, and only with it"
         raise UsageError(message)
-    asked = _Asked(model=model, api_base=api_base, price=price, context=context, priced=max_usd is not None)
+    asked = Asked(
+        model=model, api_base=api_base, price=price, context=context, max_output=max_output, share=model_share, max_usd=max_usd
+    )
     asked.check(agent)
     flags = Commanded(command=command, seconds=command_seconds, passed=pass_env or (), paths=agent_path or ())
     flags.check(wanted=agent is AgentName.COMMAND)
     wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     with open_session(task, tag, wanted, new=new, as_json=as_json) as session:
-        with _agent(agent, proposals, session, asked, flags) as proposer:
-            outcome = session.go(proposer, Stops(trials=trials, hours=hours, usd=max_usd))
+        purse, stops = session.purse(max_usd), Stops(trials=trials, hours=hours)
+        with _agent(agent, proposals, session, asked, flags, purse) as proposer:
+            session.tell(asked.described(agent), stops, asks=agent not in FREE, limit=max_usd)
+            outcome = session.go(proposer, stops, purse)
         session.summary(outcome)
 
 
@@ -134,90 +131,25 @@ def _read_source(path: Path) -> str:
         raise UsageError(message) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """The flags about a model."""
-
-    model: str | None
-    api_base: str | None
-    price: str | None
-    context: int | None
-    priced: bool
-
-    def check(self, agent: AgentName) -> None:
-        """Raises `UsageError` if they do not go with the agent."""
-        given = [flag for flag, value in (("--model", self.model), ("--api-base", self.api_base), ("--price", self.price)) if value]
-        if agent is AgentName.LLM and self.model is None:
-            message = "--agent llm wants --model provider/name, for example anthropic/NAME, or openai/NAME with --api-base for a local server"
-            raise UsageError(message)
-        if agent is not AgentName.LLM and given:
-            message = f"{given[0]} goes with --agent llm, and only with it"
-            raise UsageError(message)
-        if agent not in (AgentName.LLM, AgentName.COMMAND) and self.context:
-            message = "--context goes with --agent llm or command, and only with them"
-            raise UsageError(message)
-        self.prices()
-
-    def prices(self) -> tuple[float, float] | None:
-        """Dollars per token, in and out."""
-        if self.price is None:
-            return None
-        try:
-            found = [float(word) / 1e6 for word in self.price.split(",")]
-        except ValueError:
-            found = []
-        if len(found) != 2 or not all(0 <= one < 1 for one in found):
-            message = f"--price {self.price}: two numbers, dollars per million tokens in and out: --price 3,15"
-            raise UsageError(message)
-        return found[0], found[1]
-
-
 @contextmanager
-def _agent(name: AgentName, proposals: Path | None, session: Session, asked: _Asked, flags: Commanded) -> Iterator[Agent]:
+def _agent(
+    name: AgentName, proposals: Path | None, session: Session, asked: Asked, flags: Commanded, purse: Purse
+) -> Iterator[Agent]:
     if name is AgentName.LLM:
-        with _model(session, asked) as agent:
-            yield agent
+        with modelled(session, asked, purse, name) as model:
+            yield model
+    elif name is AgentName.HYBRID:
+        from runner.agents.hybrid import HybridAgent
+
+        tuner = tuning(session.folder, session.checkout, session.task, session.header["seed"])
+        with modelled(session, asked, purse, name) as model:
+            yield HybridAgent(tuner, model, share=asked.share or SHARE, seed=session.header["seed"])
     elif name is AgentName.COMMAND:
-        yield commanded(flags, session, limit=asked.context or CONTEXT_TOKENS, priced=asked.priced)
-    else:
-        yield _keyless(name, proposals, session)
-
-
-@contextmanager
-def _model(session: Session, asked: _Asked) -> Iterator[Agent]:
-    from runner.agents.litellm_chat import LitellmChat, ModelOptions, Prices
-    from runner.agents.llm import LlmAgent
-
-    header = session.ledger.state.header
-    assert header is not None
-    assert asked.model is not None
-    prices = asked.prices()
-    options = ModelOptions(
-        model=asked.model, api_base=asked.api_base, prices=Prices(prompt=prices[0], completion=prices[1]) if prices else None
-    )
-    with LitellmChat(options) as chat:
-        shown = shown_by(session.folder, session.checkout.root, session.task, header)
-        yield LlmAgent(chat, shown, limit=asked.context or CONTEXT_TOKENS, count=count, priced=asked.priced)
-
-
-def _keyless(name: AgentName, proposals: Path | None, session: Session) -> Agent:
-    if name is AgentName.REPLAY:
+        yield commanded(flags, session, limit=asked.context or CONTEXT_TOKENS, purse=purse)
+    elif name is AgentName.REPLAY:
         from runner.agents.replay import ReplayAgent
 
         assert proposals is not None
-        return ReplayAgent(proposals)
-    from runner.agents.shown import proposed
-    from runner.agents.space import load_space
-    from runner.agents.tuner import TunerAgent
-
-    header = session.ledger.state.header
-    assert header is not None
-    # From the checkout: a person may change the ranges while the run goes on.
-    space = session.checkout.space
-    return TunerAgent(
-        space=load_space(session.checkout.root / space, session.task.preset) if space else None,
-        source=partial(proposed, session.folder),
-        seed=header["seed"],
-        sequence_length=session.task.data.sequence_length if session.task.data else 1,
-        maximise=session.task.score.maximise,
-    )
+        yield ReplayAgent(proposals)
+    else:
+        yield tuning(session.folder, session.checkout, session.task, session.header["seed"])

@@ -18,12 +18,14 @@ from runner.cli.starting import Wanted, held, refuse_other_level, refuse_other_w
 from runner.errors import AutoresearchError, DataError, Terminated
 from runner.interrupts import held_back
 from runner.ledger import Event, Ledger
+from runner.trial import Verdict
 
 if TYPE_CHECKING:
     from runner.dryrun import DryRun
     from runner.loop import Outcome, Stops
     from runner.measure import Measurer
     from runner.measure_reported import ReportedMeasurer
+    from runner.money import Purse
     from runner.prepare import Prepared
     from runner.protocols import Agent, Sandbox, View
     from runner.sandbox.docker import DockerSandbox, Engine
@@ -48,14 +50,50 @@ class Session:
     probed_anew: bool = True
     """Whether isolation is tried although it held before on the same engine."""
 
-    def go(self, agent: Agent, stops: Stops) -> Outcome:
+    @property
+    def header(self) -> Event:
+        """What is fixed for the run."""
+        assert self.ledger.state.header is not None
+        return self.ledger.state.header
+
+    @property
+    def gpu_usd_per_hour(self) -> float | None:
+        """None: it does not run on a GPU, or that has no price."""
+        return self.task.cost.gpu_usd_per_hour if self.header["gpu"] else None
+
+    def purse(self, limit: float | None) -> Purse:
+        """What this invocation may spend: at most `limit` dollars."""
+        from runner.money import Purse
+
+        return Purse(limit, gpu_usd_per_hour=self.gpu_usd_per_hour, journal=self.ledger.write)
+
+    def tell(self, agent: str, stops: Stops, *, asks: bool, limit: float | None) -> None:
+        """Who proposes, and what that will probably cost, for a person."""
+        from runner.money import forecast
+        from runner.report.costs import forecast_text
+
+        if self.as_json:
+            return
+        typer.echo(f"agent {agent}")
+        records = self.ledger.state.records
+        due = max(0, self.task.judge.baselines - sum(record.verdict is Verdict.BASELINE for record in records))
+        ahead = forecast(
+            records, trials=stops.trials, hours=stops.hours, gpu=bool(self.header["gpu"]),
+            gpu_usd_per_hour=self.gpu_usd_per_hour, asks=asks, baselines=due, at_least=self.task.budget.seconds,
+        )  # fmt: skip
+        if ahead is not None:
+            typer.echo(f"forecast {forecast_text(ahead)}")
+        if limit is not None and not asks and self.gpu_usd_per_hour is None:
+            typer.echo("note: --max-usd limits nothing here: no model is asked, and the task has no cost.gpu_usd_per_hour for a GPU")
+
+    def go(self, agent: Agent, stops: Stops, purse: Purse | None = None) -> Outcome:
         """Run the loop with everything in place."""
         from runner.loop import Loop
         from runner.run import Run
 
         run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace)
         with self._measuring() as (measurer, gate):
-            return Loop(run, measurer, agent, self.view, gate=gate).run(stops)
+            return Loop(run, measurer, agent, self.view, gate=gate, purse=purse or self.purse(None)).run(stops)
 
     @contextmanager
     def _measuring(self) -> Iterator[tuple[Measurer | ReportedMeasurer, Gate]]:

@@ -110,3 +110,7 @@ class _Nobody:
     def complete(self, messages: Any, *, seconds: float) -> Any:
         """Is never called."""
         raise NotImplementedError
+
+    def most_usd(self, prompt_tokens: int) -> float | None:
+        """Is never called."""
+        raise NotImplementedError

@@ -53,6 +53,7 @@ def record_json(record: Record) -> dict[str, Any]:
         "log_path": record.log_path,
         "prompt_tokens": record.prompt_tokens,
         "completion_tokens": record.completion_tokens,
+        "suggestion": None if record.suggestion is None else str(record.suggestion),
     }
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from runner.money import FREE
 from runner.report.summary import scored, unverified
 from runner.report.text import block, plain
-from runner.trial import Record, Verdict
+from runner.trial import Record, Suggested, Verdict
 
 _BRIEF = {
     "tuner": "The tuner does not read program.md: it tries numbers.",
     "replay": "Replayed from a file; program.md played no part.",
     "hand": "Handed in as a file; program.md played no part.",
     "runner": "Measured again by the runner itself, to know the champion better.",
+}
+_SUGGESTED = {
+    Suggested.UNSEEN: "the tuner's, and the model was not asked",
+    Suggested.TAKEN: "the tuner's, which the model saw and took as it is",
+    Suggested.CHANGED: "the model's, made of what the tuner suggested",
+    Suggested.OVERRIDDEN: "the model's own, in place of what the tuner suggested",
+    Suggested.FALLBACK: "the tuner's, since the model failed or there was no money left to ask it",
 }
 _PHASES = ("startup", "train", "claim", "audit", "total")
 
@@ -50,8 +58,9 @@ def _facts(record: Record) -> Iterator[str]:
         "work": _work(record),
         "memory": "" if record.memory_gb is None else f"{record.memory_gb:.2f} GB at most",
         "seed": "" if record.seed is None else str(record.seed),
-        "cost": "" if record.cost_usd is None else f"${record.cost_usd:.4f}",
+        "cost": _cost(record),
         "agent": f"{plain(record.agent)}, {plain(record.kind)}",
+        "suggested": "" if record.suggestion is None else f"{record.suggestion}: {_SUGGESTED[record.suggestion]}",
         "commit": record.commit or "none: it was refused before it became one",
         "parent": record.parent or "",
         "image": record.image or "",
@@ -60,6 +69,15 @@ def _facts(record: Record) -> Iterator[str]:
         "log": record.log_path or "",
     }
     return (f"  {name:<9} {plain(value)}" for name, value in facts.items() if value)
+
+
+def _cost(record: Record) -> str:
+    if record.agent in FREE:
+        return ""
+    usd = "unknown" if record.cost_usd is None else f"${record.cost_usd:.4f}"
+    if record.prompt_tokens is None or record.completion_tokens is None:
+        return f"{usd}, tokens unknown"
+    return f"{usd}, {record.prompt_tokens:,} tokens in, {record.completion_tokens:,} out"
 
 
 def _score(record: Record) -> str:
