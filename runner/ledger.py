@@ -104,7 +104,7 @@ class State:
             case "paid":
                 self.paid.setdefault(event["agent"], []).append(spent_in(event))
             case "proposed":
-                self.paid.pop(event["agent"], None)
+                self.paid.pop(event.get("agent", ""), None)
                 self.opened[event["trial"]] = OpenTrial(trial=event["trial"], proposed=event)
             case "judged":
                 record = record_from_json(event["record"])
