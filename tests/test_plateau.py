@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from runner.agents.plateau import COMBINE, LARGER, OTHER_KINDS, REFLECT, REFLECT_EVERY, advise
-from runner.trial import Kind, Record, Verdict
+from runner.agents.plateau import COMBINE, LARGER, OTHER_KINDS, REFLECT, REFLECT_EVERY, advise, near_misses
+from runner.trial import Kind, Record, Suggested, Verdict
 
 
 def record(trial: int, verdict: Verdict = Verdict.DISCARD, **values: Any) -> Record:
@@ -53,4 +53,19 @@ def test_near_misses_are_named_the_best_first_and_clear_losses_are_not() -> None
 
     near = [*far, record(50, gain=0.004, threshold=0.01, idea="wider"), record(51, gain=0.008, threshold=0.01, idea="deeper")]
     (wish,) = [one for one in advise(near).wishes if "near misses" in one]
-    assert wish == "Consider putting near misses together: try 51 (deeper); try 50 (wider)."
+    assert wish == "Or put near misses together: try 51 (deeper); try 50 (wider)."
+
+
+def test_near_misses_are_since_the_last_keep_and_whoevers() -> None:
+    near = [record(50, gain=0.004, threshold=0.01, suggestion=Suggested.UNSEEN), record(51, gain=0.008, threshold=0.01, agent="tuner")]
+    assert near_misses([*tries(COMBINE - 3), *near]) == ()
+    assert [one.trial for one in near_misses([*tries(COMBINE - 2), *near])] == [51, 50]
+    assert near_misses([*tries(COMBINE), *near, record(60, Verdict.KEEP)]) == ()
+    assert near_misses([*tries(COMBINE), near[0], record(52, gain=0.5)]) == ()
+
+
+def test_in_a_hybrid_the_ladder_counts_what_the_model_was_asked_for() -> None:
+    alone = [record(40 + at, suggestion=Suggested.UNSEEN) for at in range(9)]
+    assert advise([*tries(1), *alone]).without_keep == 1
+    assert advise([*tries(OTHER_KINDS), record(60, Verdict.KEEP, suggestion=Suggested.UNSEEN)]).without_keep == 0
+    assert advise([*tries(1), record(60, suggestion=Suggested.TAKEN), record(61, suggestion=Suggested.OVERRIDDEN)]).without_keep == 3

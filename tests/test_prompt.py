@@ -93,6 +93,35 @@ def test_hints_ideas_notes_and_wishes_are_there() -> None:
     assert "# Your turn\n\nNot kind init.\nAnswer with one proposal" in text
 
 
+def test_near_misses_are_told_with_what_they_change_and_go_after_the_diffs_of_other_tries() -> None:
+    near = [Try(record=record(at, idea=f"near {at}", gain=0.004, threshold=0.01), diff=f"+near {at}\n") for at in (2, 1)]
+    tries = [Try(record=record(at), diff=f"+line {at}\n") for at in range(1, 4)]
+    found = facts(*tries, near=near, together="Tries 2 and 1 together, which nobody tried yet:\n\nSET DEPTH = 3")
+    text = built(found)
+    section = text.partition("# Near misses\n\n")[2].partition("\n\n# ")[0]
+    assert section.startswith("None of these was kept")
+    assert section.index("## Try 2: near 2") < section.index("+near 2") < section.index("## Try 1: near 1") < section.index("+near 1")
+    assert section.endswith("which nobody tried yet:\n\nSET DEPTH = 3")
+
+    seen: list[tuple[int, bool, int]] = []
+    for limit in range(words(text), 0, -3):
+        try:
+            text = built(found, limit)
+        except TooLongError:
+            break
+        seen.append((text.count("+line"), "# Near misses" in text, text.partition("# Near misses")[0].count("## Try")))
+    assert seen == sorted(seen, reverse=True)
+    assert (0, True, 3) in seen
+    assert (0, False, 0) in seen
+    assert "near" not in built(prompt.repair(found, tries[0], "DEPTH = x\n"))
+
+
+def test_the_tuners_suggestion_stands_before_the_request() -> None:
+    text = built(facts(suggestion="SET DEPTH = 3", wishes=("Not kind init.",)))
+    assert "# What the tuner suggests\n\nSET DEPTH = 3\n\n# Your turn\n\nNot kind init.\n" in text
+    assert "tuner" not in built(facts())
+
+
 def test_what_does_not_fit_is_left_out_in_the_stated_order() -> None:
     kept = Try(record=record(1, Verdict.KEEP, idea="kept idea", gain=0.1), diff="+kept\n")
     tries = [Try(record=record(at, idea=f"idea number {at}", why=f"reason {at} " * 20), diff=f"+change of {at}\n" * 10) for at in range(2, 13)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from runner.agents.plateau import COMBINE
 from runner.agents.prompt import DETAILED
 from runner.agents.shown import HINT_LIMIT, HINTS, MAX_BYTES, Place, add_hint, hints, waiting
 from runner.errors import UsageError
@@ -38,6 +39,29 @@ def test_a_try_is_shown_with_its_change_against_the_file_that_it_was_made_from(t
     assert "-A = 1\n+A = 2\n" in tries[1].diff
     assert "-B = 1\n+B = 2\n" in tries[2].diff
     assert tries[3].diff == ""
+
+
+def test_near_misses_are_shown_against_the_champion_and_together_until_that_was_tried(tmp_path: Path) -> None:
+    champion = "A = 1\nB = 1\nC = 1\n"
+    history: list[Record] = [baseline(0)]
+    file_of(tmp_path, 0, champion)
+    for trial in range(1, COMBINE):
+        history.append(record(trial, parent="b" * 40, gain=-1.0, threshold=0.1))
+        file_of(tmp_path, trial, f"A = {9 + trial}\nB = 1\nC = 1\n")
+    history[3] = record(3, parent="b" * 40, gain=0.05, threshold=0.1)
+    file_of(tmp_path, COMBINE, "A = 1\nB = 2\nC = 1\n")
+    assert place(tmp_path).facts(champion, history).near == ()
+
+    history.append(record(COMBINE, parent="b" * 40, gain=0.01, threshold=0.1))
+    found = place(tmp_path).facts(champion, history)
+    assert [one.record.trial for one in found.near] == [3, COMBINE]
+    assert "-A = 1\n+A = 12\n" in found.near[0].diff
+    assert "-B = 1\n+B = 2\n" in found.near[1].diff
+    assert found.together == f"Tries 3 and {COMBINE} together, which nobody tried yet:\n\nSET A = 12\nSET B = 2"
+
+    file_of(tmp_path, COMBINE + 1, "A = 12\nB = 2\nC = 1\n")
+    history.append(record(COMBINE + 1, parent="b" * 40, gain=-0.5, threshold=0.1))
+    assert place(tmp_path).facts(champion, history).together == ""
 
 
 def test_files_of_old_tries_are_not_read(tmp_path: Path) -> None:

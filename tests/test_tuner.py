@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from runner.agents.moves import region
+from runner.agents.plateau import COMBINE
 from runner.agents.space import Dimension
 from runner.agents.study import Point, Study, fingerprint
 from runner.agents.tuner import STARTUP, TunerAgent
@@ -292,6 +293,23 @@ def test_nothing_is_proposed_twice_and_a_small_space_ends() -> None:
         history.append(record(len(history), Verdict.DISCARD, 1.5))
     assert len(seen) == len(set(seen)) == 5
     assert source not in seen
+
+
+def test_on_a_plateau_near_misses_are_put_together_once() -> None:
+    run = Run()
+    run.best = 0.0
+    for at in range(COMBINE - 2):
+        run.tried(set_constants(SOURCE, {"DEPTH": 5 + at}), gain=-0.5, threshold=0.01)
+    run.tried(set_constants(SOURCE, {"LR": 0.02}), gain=0.004, threshold=0.01)
+    assert "->" in run.propose().idea
+    assert "together" not in run.propose().why
+    run.tried(set_constants(SOURCE, {"DECAY": 0.3, "BATCH": 2**11}), gain=0.003, threshold=0.01, agent="llm")
+
+    proposal = run.propose()
+    assert proposal.why.startswith("Near misses put together")
+    assert proposal.source == set_constants(SOURCE, {"LR": 0.02, "DECAY": 0.3, "BATCH": 2**11})
+    run.tried(proposal.source, gain=-0.1, threshold=0.01)
+    assert "together" not in run.propose().why
 
 
 def test_a_suggestion_says_what_it_is_expected_to_score() -> None:

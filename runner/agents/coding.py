@@ -12,6 +12,7 @@ from runner.literals import Value, spell_value
 EXPLAINED = {
     "perturbation": "A perturbation of the champion, drawn without looking at results:",
     "wide perturbation": "A wide perturbation of the champion, because what was drawn first had been tried:",
+    "combination": "Near misses put together, since each may be a small gain that noise hid:",
     "estimator": "Drawn by a tree-structured Parzen estimator over {scored} scored trials:",
 }
 """How a setting was drawn, for a proposal's rationale."""

@@ -91,7 +91,7 @@ class LlmAgent:
 
     def mends(self, history: Sequence[Record]) -> bool:
         """Whether the next proposal is the one attempt to mend the last."""
-        return _to_mend([record for record in history if record.agent == self.name]) is not None
+        return self._to_mend([record for record in history if record.agent == self.name]) is not None
 
     def propose(self, champion: str, history: Sequence[Record], suggestion: str = "") -> Proposal | Refusal:
         """See `Agent`.  `suggestion` is shown unless the last proposal is mended.

@@ -54,8 +54,8 @@ def advise(records: Sequence[Record]) -> Advice:
             f"The last {number} tries were not kept. Do not change another number a little: change how something works, such as the network, "
             "the optimiser or what is computed in a step."
         )
-    if number >= COMBINE and (pair := _near_misses(since)):
-        wishes.append(f"Consider putting near misses together: {'; '.join(f'try {one.trial} ({plain(one.idea, IDEA_WIDTH)})' for one in pair)}.")
+    if number >= COMBINE and (pair := near_misses(records)):
+        wishes.append(f"Or put near misses together: {'; '.join(f'try {one.trial} ({plain(one.idea, IDEA_WIDTH)})' for one in pair)}.")
     due = number >= REFLECT and (number - REFLECT) % REFLECT_EVERY == 0
     return Advice(without_keep=number, wishes=tuple(wishes), look_back=since[-1].trial if due else None)
 
@@ -72,8 +72,21 @@ def _other_kinds(tries: Sequence[Record], since: Sequence[Record]) -> str:
     return f"Not kind {last} this time" + (f"; nobody tried {', '.join(untried)} yet." if untried else ".")
 
 
-def _near_misses(since: Sequence[Record]) -> list[Record]:
-    """At least two of the best that were not kept and not clearly worse, the best first."""
+def near_misses(records: Sequence[Record]) -> tuple[Record, ...]:
+    """At least two of the best tries since the last keep that are not clearly worse than the champion, the best first.
+
+    None before `COMBINE` tries in a row were not kept, whoever proposed them.
+    """
+    since = since_keep(records)
+    if len(since) < COMBINE:
+        return ()
     found = [one for one in since if one.gain is not None and one.threshold is not None and one.gain > -NEAR * one.threshold]
     best = sorted(found, key=lambda one: -(one.gain or 0.0))[:NEAR_MISSES]
-    return best if len(best) > 1 else []
+    return tuple(best) if len(best) > 1 else ()
+
+
+def since_keep(records: Sequence[Record]) -> list[Record]:
+    """The tries since the last keep: all were made from the champion as it stands."""
+    tries = [record for record in records if record.verdict not in NO_TRIES]
+    kept = [at for at, record in enumerate(tries) if record.verdict is Verdict.KEEP]
+    return tries[kept[-1] + 1 if kept else 0 :]

@@ -3,7 +3,7 @@
 A prompt is made anew each time from the brief, the champion's file and the records; nothing of a conversation is kept.  So
 whatever a run was interrupted by, the next prompt is what it would have been, and `autoresearch prompt` shows it to the letter.
 
-What fits into the model's context is decided in a fixed order: first the diffs of earlier tries go, the oldest first, then what
+What fits into the model's context is decided in a fixed order: first the diffs of earlier tries go, the oldest first, then near misses, then what
 else is told of them but their lines in the table, then lines of tries that were not kept become counts.  The brief, the file, the
 kept tries and the request always stay.
 """
@@ -27,6 +27,9 @@ REASON_WIDTH = 80
 """Of what a gate said, in the table."""
 WHY_LIMIT = 1200
 IN_THE_FORM = "Answer with one proposal in the form above, and nothing else."
+NEAR_MISSES = (
+    "None of these was kept, and none is clearly worse than the champion: each may be a small gain that noise hid, and two small gains together may be seen."
+)
 NO_SCORE = (Verdict.CRASH, Verdict.INVALID)
 
 Count = Callable[[str], int]
@@ -70,6 +73,10 @@ class Facts:
     """What was found out so far: a file that the person can read and edit."""
     wishes: Sequence[str] = ()
     """What the state of the search asks for (`runner.agents.plateau`)."""
+    near: Sequence[Try] = ()
+    """Near misses, on a plateau."""
+    together: str = ""
+    """What the near misses are together, as far as they change constants alone."""
     suggestion: str = ""
     """What the tuner would try, in a hybrid."""
 
@@ -80,6 +87,8 @@ class _Shown:
 
     diffs: int
     details: int
+    near: bool = field(default=True)
+    """Near misses with what they change."""
     rows: bool = field(default=True)
     """Lines of tries that were not kept; else counts."""
 
@@ -103,8 +112,8 @@ def _ladder(facts: Facts) -> Iterator[_Shown]:
     """From everything to the least, in the order of the module's docstring."""
     most = min(DETAILED, sum(one.record.verdict not in NO_IDEAS for one in facts.tries))
     yield from (_Shown(diffs, most) for diffs in range(most, -1, -1))
-    yield from (_Shown(0, details) for details in range(most - 1, -1, -1))
-    yield _Shown(0, 0, rows=False)
+    yield from (_Shown(0, details, near=False) for details in range(most, -1, -1))
+    yield _Shown(0, 0, near=False, rows=False)
 
 
 def _system(facts: Facts, grammar: str) -> str:
@@ -125,6 +134,9 @@ def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
         yield _titled("Notes so far", facts.notes.strip())
     tries = [one for one in facts.tries if one.record.verdict not in NO_IDEAS]
     yield from _history(tries, shown)
+    if shown.near and facts.near:
+        told = "\n\n".join(_detail(one, diff=True) for one in facts.near)
+        yield _titled("Near misses", "\n\n".join(part for part in (NEAR_MISSES, told, facts.together) if part))
     failed = next((one for one in reversed(tries) if one.log_tail), None)
     if failed is not None:
         yield _titled(f"The end of the log of try {failed.record.trial}, which failed", _quoted(failed.log_tail, LOG_LINES))
@@ -249,4 +261,4 @@ def repair(facts: Facts, failed: Try, source: str) -> Facts:
         f"Try {failed.record.trial} ({plain(failed.record.idea, LINE_WIDTH)}) {happened}: {plain(failed.record.reason, LINE_WIDTH)}. The file above is that try's. "
         "Mend it without giving up its idea; your edits are made to it. This is its only second chance."
     )
-    return replace(facts, champion=source, wishes=(wish,))
+    return replace(facts, champion=source, wishes=(wish,), near=(), together="")

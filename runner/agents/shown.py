@@ -8,11 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runner.agents.combine import combine
+from runner.agents.plateau import near_misses, since_keep
 from runner.agents.prompt import DETAILED, NO_SCORE, Facts, Try
 from runner.difftext import unified_diff
 from runner.durable import append_durably
 from runner.errors import UsageError
 from runner.ledger import trial_folder
+from runner.literals import spell_value
 from runner.report.summary import NO_IDEAS
 from runner.report.text import plain
 from runner.trial import REFUSED, Record
@@ -46,6 +49,7 @@ class Place:
 
     def facts(self, champion: str, history: Sequence[Record]) -> Facts:
         """Everything for the next prompt; the person's files are read anew each time.  Raises `UsageError` without a brief."""
+        near = near_misses(history)
         return Facts(
             brief=read_brief(self.brief),
             editable=self.editable,
@@ -54,10 +58,30 @@ class Place:
             budget=self.budget,
             metric=self.metric,
             tries=tuple(self._tries(history)),
+            near=tuple(self._near(champion, near)),
+            together=self._together(champion, near, history),
             hints=hints(self.run)[-HINTS_SHOWN:],
             ideas=waiting(_text(self.ideas), history)[:IDEAS_SHOWN],
             notes=_text(self.run / NOTES),
         )
+
+    def _near(self, champion: str, near: Sequence[Record]) -> Iterator[Try]:
+        for record in near:
+            yield Try(record=record, diff=unified_diff(champion, self.source(record.trial) or "", self.editable))
+
+    def _together(self, champion: str, near: Sequence[Record], history: Sequence[Record]) -> str:
+        """What `near` are together, unless that was tried."""
+        found = combine(champion, [self.source(record.trial) or "" for record in near])
+        if found is None or any(self._is(record.trial, found.source.encode()) for record in since_keep(history)):
+            return ""
+        tries = " and ".join(str(near[at].trial) for at in found.used)
+        lines = "\n".join(f"SET {name} = {spell_value(value)}" for name, value in found.changes.items())
+        return f"Tries {tries} together, which nobody tried yet:\n\n{lines}"
+
+    def _is(self, trial: int, data: bytes) -> bool:
+        """Whether a trial proposed this very file; others are hardly ever read for it."""
+        path = trial_folder(self.run, trial) / "train.py"
+        return path.is_file() and path.stat().st_size == len(data) and path.read_bytes() == data
 
     def _tries(self, history: Sequence[Record]) -> Iterator[Try]:
         """Files are read only for what a prompt may show of them: a run has thousands of trials."""

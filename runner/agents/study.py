@@ -62,11 +62,12 @@ class Study:
 
     def tried(self, history: Sequence[Record]) -> set[str]:
         """Fingerprints of every file that was proposed, as far as they are known: refused ones left no file but maybe a token."""
-        texts = (self._text(record.trial) for record in history)
+        texts = (self.text(record.trial) for record in history)
         tokens = {record.token.rpartition(" ")[2] for record in history if record.token}
         return {fingerprint(text) for text in texts if text is not None} | tokens
 
-    def _text(self, trial: int) -> str | None:
+    def text(self, trial: int) -> str | None:
+        """The file that a trial proposed, if it left one."""
         if trial not in self._texts:
             self._texts[trial] = self._source(trial)
         return self._texts[trial]
@@ -77,7 +78,7 @@ class Study:
         return self._files[trial]
 
     def _read(self, trial: int) -> _File | None:
-        text = self._text(trial)
+        text = self.text(trial)
         if text is None:
             return None
         try:

@@ -2,7 +2,7 @@
 
 Proposals are perturbations of the champion (one to three constants) until `STARTUP` settings were scored on the champion's structure, and
 every second trial after that; the others come from a tree-structured Parzen estimator over all trials of that structure, whoever
-proposed them (`runner.agents.study`).  In simulation (15 constants, noisy quadratics) that mixture is as good as either alone at every
+proposed them (`runner.agents.study`).  On a plateau near misses that change constants alone are put together, once.  In simulation (15 constants, noisy quadratics) that mixture is as good as either alone at every
 length of a run, while the estimator alone is behind at 12 and at 100 trials.
 
 Every proposal depends only on the seed, its number and what was judged before, never on the state of a random generator or of a file of its
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runner.agents.coding import EXPLAINED, coordinates, decode, encode
+from runner.agents.combine import combine
 from runner.agents.moves import Region, Setting, describe, ends, perturb, region, repair
+from runner.agents.plateau import near_misses
 from runner.agents.space import Dimension
 from runner.agents.study import Point, Source, Study, fingerprint
 from runner.agents.surrogate import Prediction, predict
@@ -89,6 +91,8 @@ class TunerAgent:
         points = self._study.points(champion, where, history)
         tried = {fingerprint(champion)} | self._study.tried(history)
         number = 1 + sum(record.verdict not in NO_IDEAS for record in history)
+        if (combined := self._combined(champion, where, history)) is not None and fingerprint(combined[1]) not in tried:
+            return self._suggestion(where, points, history, combined[0], combined[1], "combination")
         for attempt in range(ALL_TRIES):
             how, setting = self._draw(where, points, number, attempt)
             source = set_constants(champion, setting)
@@ -109,6 +113,15 @@ class TunerAgent:
             predicted=predict(known, [point.score for point in points], coordinates(where.dimensions, setting), noise=noise),
             champion=next((point.score for point in points if point.setting == where.current), None),
         )
+
+    def _combined(self, champion: str, where: Region, history: Sequence[Record]) -> tuple[Setting, str] | None:
+        """On a plateau: the near misses together, as far as they lie in the space."""
+        texts = [self._study.text(record.trial) for record in near_misses(history)]
+        found = combine(champion, [text for text in texts if text is not None])
+        if found is None or not found.changes.keys() <= where.dimensions.keys():
+            return None
+        setting = repair(where, {**where.current, **found.changes})
+        return setting, set_constants(champion, setting)
 
     def _region(self, champion: str) -> Region:
         try:
