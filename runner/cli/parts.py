@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -268,14 +268,20 @@ def _digest(files: tuple[object, ...]) -> str:
 
 
 def reap_dead(sandbox: DockerSandbox, state: Path) -> int:
-    """Remove what runs of this state folder left in the engine, but for those that a live runner holds."""
-    removed = 0
+    """Remove what runs of this state folder left in the engine, but for those that a live runner holds.
+
+    Also of runs whose folders are gone.
+    """
+    # Asked for first: whoever had something there then, and lives, is seen to be alive afterwards.
+    there = sandbox.runs(owner_labels(state))
+    living = set()
     for folder in runs(state):
-        # One damaged journal must not keep every other run from starting.
-        with suppress(StateError):
-            if not ledger.is_held(folder) and (header := ledger.read(folder).header) is not None:
-                removed += sandbox.reap({"autoresearch.run": header["id"]})
-    return removed
+        if ledger.is_held(folder):
+            try:
+                living.add((ledger.read(folder).header or {}).get("id"))
+            except StateError:
+                return 0  # nobody can say what is that run's
+    return sum(sandbox.reap({"autoresearch.run": run}) for run in sorted(there - living))
 
 
 def within(task: Task, client: Engine) -> Task:

@@ -163,6 +163,7 @@ def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
 
     state = parts.open_workspace(task).state
     client = parts.connect()
+    ledger.make_state(state)
     sandbox = DockerSandbox(client)
     removed = job.reap(client, parts.data_root(state)) + parts.reap_dead(sandbox, state)
     with ledger.one_at_a_time(state / VOLUMES_LOCK):

@@ -101,6 +101,14 @@ class DockerSandbox:
                 remove_volume(self._client, name)
         return len(containers) + len(names)
 
+    def runs(self, labels: dict[str, str]) -> set[str]:
+        """Ids of the runs that have a container or a trial's volume with all `labels`.  Raises what `reap` raises."""
+        wanted = {"label": ["autoresearch.run", *(f"{name}={value}" for name, value in labels.items())]}
+        with engine_errors():
+            containers = self._client.api.containers(all=True, filters=wanted)
+            volumes = self._client.api.volumes({"label": [*wanted["label"], "autoresearch.role=trial"]})["Volumes"] or []
+        return {found["Labels"]["autoresearch.run"] for found in (*containers, *volumes)}
+
     @contextmanager
     def _container(self, body: container.Body, name: str) -> Iterator[str]:
         # By name, which is known before the engine answers: a signal may come in between.
