@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,12 @@ from runner.trial import Verdict
 from runner.verdicts import champion_of
 from runner.workspace import Workspace
 from tests.conftest import run_git
+from tests.docker.conftest import charge_little
 
 if TYPE_CHECKING:
     from docker import DockerClient
 
+ROOT = Path(__file__).parents[2]
 COMMAND = (sys.executable, "-m", "runner.cli")
 TAG = "q"
 YAML = """
@@ -38,25 +40,20 @@ SOLVE = "import time\ntime.sleep(0.3)\nprint('acc: 0.5')\n"
 SLEEPS = "import time\nprint('acc: 0.1', flush=True)\ntime.sleep(15)\n"
 
 
-class Quick:
-    """A repository of its own with one run."""
+class Driven:
+    """A task in a repository of its own, with one run."""
 
-    def __init__(self, folder: Path, images: Path, *, yaml: str = YAML, source: str = SOLVE) -> None:
-        """`images` is the state folder whose images are used."""
-        self.folder, self.images = folder, images
-        folder.mkdir(parents=True)
-        for name, text in {"autoresearch.yaml": yaml, "program.md": "more", "solve.py": source, ".gitignore": ".autoresearch/\n"}.items():
-            (folder / name).write_text(text)
-        run_git(folder, "init", "-q")
-        run_git(folder, "add", "-A")
-        run_git(folder, "commit", "-qm", "task")
+    def __init__(self, folder: Path, images: Path, flags: Sequence[str], **environment: str) -> None:
+        """`images` is the state folder whose images are used, `flags` are for `run`."""
+        self.folder, self.flags, self._images = folder, tuple(flags), images
+        self.environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
         self.lend_images()
 
     def lend_images(self) -> None:
         """Tell the state folder, which may be new, of the images."""
         state = self.folder / ".autoresearch"
         state.mkdir(mode=0o700, exist_ok=True)
-        shutil.copy(self.images / "images.json", state / "images.json")
+        shutil.copy(self._images / "images.json", state / "images.json")
 
     @property
     def run(self) -> Path:
@@ -69,14 +66,17 @@ class Quick:
         """Arguments of `run` for trials of these files, in this order."""
         path = self.folder.parent / "proposals.jsonl"
         path.write_text("".join(json.dumps({"idea": f"idea {number}", "source": one}) + "\n" for number, one in enumerate(sources)))
-        return ("run", "--cpu", "--tag", TAG, "--agent", "replay", "--proposals", str(path))
+        return (*self.go(), "--agent", "replay", "--proposals", str(path))
+
+    def go(self) -> tuple[str, ...]:
+        """Arguments that start or continue the run."""
+        return ("run", "--tag", TAG, *self.flags)
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         """A command under way, in a session of its own."""
         pipe = subprocess.PIPE
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
         return subprocess.Popen(
-            [*COMMAND, *arguments], cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+            [*COMMAND, *arguments], cwd=self.folder, env=self.environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
         )
 
     def call(self, *arguments: str, code: int = 0) -> str:
@@ -95,9 +95,9 @@ class Quick:
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def wait_for(self, event: str, child: subprocess.Popen[str], *, after: int = 0, seconds: float = 100) -> None:
-        """Until the journal has such an event beyond its first `after` lines."""
-        self.wait_until(lambda: any(one["event"] == event for one in self.events()[after:]), child, seconds=seconds)
+    def wait_for(self, child: subprocess.Popen[str], *, after: int = 0, **values: object) -> None:
+        """Until the journal has an event with these `values` beyond its first `after` lines."""
+        self.wait_until(lambda: any(values.items() <= one.items() for one in self.events()[after:]), child)
 
     def wait_until(self, true: Callable[[], bool], child: subprocess.Popen[str], *, seconds: float = 100) -> None:
         """Until it is `true`; an error if `child` ends before."""
@@ -127,6 +127,27 @@ class Quick:
         if not between and ledger.read(self.run).opened:
             found.append("a trial is open")
         return found
+
+
+def quick(folder: Path, images: Path, *, yaml: str = YAML, source: str = SOLVE) -> Driven:
+    """A new task whose command reports its own score: a baseline of two seconds."""
+    folder.mkdir(parents=True)
+    for name, text in {"autoresearch.yaml": yaml, "program.md": "more", "solve.py": source, ".gitignore": ".autoresearch/\n"}.items():
+        (folder / name).write_text(text)
+    run_git(folder, "init", "-q")
+    run_git(folder, "add", "-A")
+    run_git(folder, "commit", "-qm", "task")
+    return Driven(folder, images, ("--cpu",))
+
+
+def audited(folder: Path, images: Path) -> Driven:
+    """The shipped task at preset tiny with its data prepared: three baselines of ten seconds."""
+    data = folder.with_name(f"{folder.name}-data")
+    subprocess.run([*COMMAND, "init", str(folder)], check=True, capture_output=True)
+    charge_little(folder)
+    made = Driven(folder, images, ("--cpu", "--preset", "tiny"), AUTORESEARCH_DATA=str(data))
+    made.call("prepare", "--preset", "tiny")
+    return made
 
 
 def run_violations(folder: Path, run: Path) -> list[str]:

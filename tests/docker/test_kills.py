@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from runner.cli.parts import owner_labels
 from tests.conftest import run_git
-from tests.docker.conftest import STATE, charge_little, ours
-from tests.docker.quick import COMMAND, SLEEPS, SOLVE, TAG, YAML, Quick, ended, run_violations
+from tests.docker.conftest import STATE
+from tests.docker.quick import SLEEPS, SOLVE, TAG, YAML, audited, ended, quick, run_violations
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -52,103 +50,84 @@ def killed_at_random(start: Callable[[], subprocess.Popen[str]], longest: float,
 def test_a_run_that_is_killed_at_random_moments_comes_to_its_end(tmp_path: Path, engine: DockerClient) -> None:
     """Trials of two seconds; what they say is fixed, so the end is known."""
     values = [0.52, 0.4, 0.6, 0.55, 0.7, 0.71, 0.65, 0.8]
-    quick = Quick(tmp_path / "task", STATE)
-    command = quick.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
-    kills = killed_at_random(lambda: quick.spawn(*command), 9, kills=KILLS)
-    quick.call(*command)
+    task = quick(tmp_path / "task", STATE)
+    command = task.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
+    kills = killed_at_random(lambda: task.spawn(*command), 9, kills=KILLS)
+    task.call(*command)
 
     assert kills == KILLS
-    records = quick.json("log")
+    records = task.json("log")
     assert [record["val_bpb"] for record in records] == [0.5, *values]
     assert [record["verdict"] for record in records[1:]] == ["keep", "discard", "keep", "discard", "keep", "keep", "discard", "keep"]
-    assert quick.violations(engine) == []
+    assert task.violations(engine) == []
 
 
 def test_an_audited_run_that_is_killed_at_random_moments_comes_to_its_end(tmp_path: Path, engine: DockerClient) -> None:
-    folder = tmp_path / "task"
-    environment = {**os.environ, "AUTORESEARCH_DATA": str(tmp_path / "data"), "PYTHONPATH": str(Path(__file__).parents[2])}
-
-    def spawn(*arguments: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-    ended(spawn("init", str(folder)), 0)
-    charge_little(folder)
-    (folder / ".autoresearch").mkdir(mode=0o700)
-    shutil.copy(STATE / "images.json", folder / ".autoresearch" / "images.json")
-    ended(spawn("prepare", "--task", str(folder), "--preset", "tiny"), 0)
-    on = ("--task", str(folder))
-    command = ("run", "--cpu", "--preset", "tiny", *on, "--tag", TAG, "--trials", "2")
-    killed_at_random(lambda: spawn(*command), 30, kills=KILLS)
-    ended(spawn(*command), 0)
-
-    assert run_violations(folder, folder / ".autoresearch" / TAG) == []
-    label = f"autoresearch.state={owner_labels(folder / '.autoresearch')['autoresearch.state']}"
-    assert [name for name in ours(engine, label) if not name.startswith("autoresearch-prepare-")] == []
-    said = ended(spawn("log", "--json", *on), 0)
-    assert said.count('"verdict": "baseline"') == 3
+    task = audited(tmp_path / "task", STATE)
+    command = (*task.go(), "--trials", "2")
+    killed_at_random(lambda: task.spawn(*command), 30, kills=KILLS)
+    task.call(*command)
+    records = task.json("log")
+    assert task.violations(engine) == []
     # An undisturbed run with the same seed measures the same.
-    ended(spawn("run", "--cpu", "--preset", "tiny", *on, "--tag", "other", "--trials", "0"), 0)
-    other = ended(spawn("log", "--json", *on, "--tag", "other"), 0)
-    assert scores(said)[:3] == scores(other)[:3]
-
-
-def scores(log: str) -> list[float]:
-    return [round(json.loads(line)["val_bpb"], 4) for line in log.splitlines() if json.loads(line)["val_bpb"] is not None]
+    task.call("run", "--tag", "other", *task.flags, "--trials", "0")
+    others = task.json("log", "--tag", "other")
+    assert [record["verdict"] for record in records[:3]] == [record["verdict"] for record in others] == ["baseline"] * 3
+    assert [round(record["val_bpb"], 4) for record in records[:3]] == [round(record["val_bpb"], 4) for record in others]
 
 
 def test_two_runners_of_one_run_and_of_two_runs(tmp_path: Path, engine: DockerClient) -> None:
     """The second of the same run is refused, one of another run goes on beside it, and reaping touches neither."""
-    quick = Quick(tmp_path / "task", STATE)
-    first = quick.propose(SLEEPS, BETTER)
-    child = quick.spawn(*first)
-    quick.wait_until(lambda: [one["event"] for one in quick.events()].count("created") == 2, child)
-    living = quick.left(engine)
-    before = (quick.run / "journal.jsonl").read_bytes()
-    said = quick.call(*first, code=7)
+    task = quick(tmp_path / "task", STATE)
+    first = task.propose(SLEEPS, BETTER)
+    child = task.spawn(*first)
+    task.wait_for(child, event="created", trial=1)
+    living = task.left(engine)
+    before = (task.run / "journal.jsonl").read_bytes()
+    said = task.call(*first, code=7)
     assert f"run 'q' is held by another runner (process {child.pid}): wait, `autoresearch stop`, or use another --tag" in said
-    assert quick.json("reap") == [{"removed": 0}]
+    assert task.json("reap") == [{"removed": 0}]
     other = [*first[:3], "other", *first[4:]]
     assert first[3] == TAG
-    beside = quick.spawn(*other, "--trials", "0")
+    beside = task.spawn(*other, "--trials", "0")
     ended(beside, 0)
-    assert set(living) <= set(quick.left(engine))
-    assert (quick.run / "journal.jsonl").read_bytes() == before
+    assert set(living) <= set(task.left(engine))
+    assert (task.run / "journal.jsonl").read_bytes() == before
     ended(child, 0)
 
-    assert [record["verdict"] for record in quick.json("log", "--tag", TAG)] == ["baseline", "discard", "keep"]
-    assert quick.violations(engine) == []
-    assert run_violations(quick.folder, quick.run.with_name("other")) == []
+    assert [record["verdict"] for record in task.json("log", "--tag", TAG)] == ["baseline", "discard", "keep"]
+    assert task.violations(engine) == []
+    assert run_violations(task.folder, task.run.with_name("other")) == []
 
 
 def test_three_runs_side_by_side_keep_their_own(tmp_path: Path, engine: DockerClient) -> None:
     """Their trials end, and their notes and branches are written, at the same moments."""
-    quick = Quick(tmp_path / "task", STATE, yaml=YAML.replace("cpus: 1", "cpus: 0.5"))
+    task = quick(tmp_path / "task", STATE, yaml=YAML.replace("cpus: 1", "cpus: 0.5"))
     values = [0.6, 0.55, 0.7]
-    command = quick.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
-    children = [quick.spawn(*command[:3], f"run-{number}", *command[4:]) for number in range(3)]
+    command = task.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
+    children = [task.spawn(*command[:3], f"run-{number}", *command[4:]) for number in range(3)]
     for child in children:
         ended(child, 0)
 
     for number in range(3):
-        run = quick.run.with_name(f"run-{number}")
-        assert [record["verdict"] for record in quick.json("log", "--tag", run.name)] == ["baseline", "keep", "discard", "keep"]
-        assert run_violations(quick.folder, run) == []
-    assert quick.left(engine) == []
-    assert len(run_git(quick.folder, "for-each-ref", "refs/autoresearch").splitlines()) == 12
+        run = task.run.with_name(f"run-{number}")
+        assert [record["verdict"] for record in task.json("log", "--tag", run.name)] == ["baseline", "keep", "discard", "keep"]
+        assert run_violations(task.folder, run) == []
+    assert task.left(engine) == []
+    assert len(run_git(task.folder, "for-each-ref", "refs/autoresearch").splitlines()) == 12
 
 
 def test_what_a_killed_run_left_is_reaped_although_its_folder_is_gone(tmp_path: Path, engine: DockerClient) -> None:
-    quick = Quick(tmp_path / "task", STATE)
-    child = quick.spawn(*quick.propose(SLEEPS))
-    quick.wait_until(lambda: [one["event"] for one in quick.events()].count("created") == 2, child)
+    task = quick(tmp_path / "task", STATE)
+    child = task.spawn(*task.propose(SLEEPS))
+    task.wait_for(child, event="created", trial=1)
     child.kill()
     child.communicate()
-    left = quick.left(engine)
-    shutil.rmtree(quick.folder / ".autoresearch")
+    left = task.left(engine)
+    shutil.rmtree(task.folder / ".autoresearch")
 
     assert len(left) == 4
-    assert quick.json("reap") == [{"removed": 4}]
-    assert quick.left(engine) == []
+    assert task.json("reap") == [{"removed": 4}]
+    assert task.left(engine) == []
     time.sleep(0.1)
-    assert quick.json("reap") == [{"removed": 0}]
+    assert task.json("reap") == [{"removed": 0}]

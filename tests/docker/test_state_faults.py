@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.docker.conftest import STATE, charge_little
-from tests.docker.quick import COMMAND, SLEEPS, SOLVE, TAG, Quick, ended, run_violations
+from tests.docker.conftest import STATE
+from tests.docker.disks import Disk
+from tests.docker.quick import SLEEPS, SOLVE, TAG, Driven, audited, ended, quick
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -27,69 +27,39 @@ BETTER, WORSE = SOLVE.replace("0.5", "0.7"), SOLVE.replace("0.5", "0.3")
 VERDICTS = ["baseline", "keep", "discard"]
 
 
-class Disk:
-    """A small file system of its own over the state folder."""
-
-    def __init__(self, place: Path, size: str) -> None:
-        self.place, self._filler = place, place / "filler"
-        place.mkdir(mode=0o700, exist_ok=True)
-        self._mount("-t", "tmpfs", "-o", f"size={size},mode=0700", "small", str(place))
-
-    def _mount(self, *arguments: str) -> None:
-        subprocess.run(["mount", *arguments], check=True)
-
-    def fill(self, *, leave: int = 0) -> None:
-        """Take everything but so many bytes."""
-        free = os.statvfs(self.place)
-        size = free.f_bavail * free.f_frsize - leave
-        with self._filler.open("ab") as file:
-            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END) + size)
-
-    def free(self) -> None:
-        """Give it back."""
-        self._filler.unlink()
-
-    def protect(self, how: str) -> None:
-        """`ro` or `rw`; refused by the kernel while somebody writes there."""
-        self._mount("-o", f"remount,{how}", str(self.place))
-
-    def unmount(self) -> None:
-        subprocess.run(["umount", "--lazy", str(self.place)], check=False)
+@pytest.fixture
+def task(tmp_path: Path) -> Driven:
+    return quick(tmp_path / "task", STATE)
 
 
 @pytest.fixture
-def quick(tmp_path: Path) -> Quick:
-    return Quick(tmp_path / "task", STATE)
-
-
-@pytest.fixture
-def disk(quick: Quick) -> Iterator[Disk]:
+def disk(task: Driven) -> Iterator[Disk]:
     assert os.geteuid() == 0, "this test mounts a file system: it has to run as root"
-    made = Disk(quick.folder / ".autoresearch", "48m")
-    quick.lend_images()
+    made = Disk(task.folder / ".autoresearch", "48m")
+    task.lend_images()
     yield made
     made.unmount()
 
 
-def test_no_trial_is_spent_on_a_disk_without_room(quick: Quick, disk: Disk, engine: DockerClient) -> None:
-    command = quick.propose(BETTER, WORSE)
+def test_no_trial_is_spent_on_a_disk_without_room(task: Driven, disk: Disk, engine: DockerClient) -> None:
+    command = task.propose(BETTER, WORSE)
     disk.fill(leave=10 << 20)
-    said = quick.call(*command, code=7)
+    said = task.call(*command, code=7)
 
     assert "has 10 MB free, and the next trial may need 18 MB: free some and run the same command again" in said
-    assert [one["event"] for one in quick.events()] == ["run", "proposed", "candidate"]
+    assert [one["event"] for one in task.events()] == ["run", "proposed", "candidate"]
     disk.free()
-    quick.call(*command)
-    assert [record["verdict"] for record in quick.json("log")] == VERDICTS
-    assert quick.violations(engine) == []
+    task.call(*command)
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS
+    assert task.violations(engine) == []
 
 
-def test_a_disk_that_fills_at_any_moment_costs_no_measurement(quick: Quick, disk: Disk, engine: DockerClient) -> None:
-    command = quick.propose(BETTER, WORSE)
+def test_a_disk_that_fills_at_any_moment_costs_no_measurement(task: Driven, disk: Disk, engine: DockerClient) -> None:
+    command = task.propose(BETTER, WORSE)
     stopped = 0
     for step in range(40):
-        child = quick.spawn(*command)
-        seen = len(quick.events())
+        child = task.spawn(*command)
+        seen = len(task.events())
         time.sleep(0.6 + 0.35 * step)
         disk.fill(leave=4096 * (step % 3))
         out, err = child.communicate(timeout=100)
@@ -99,58 +69,58 @@ def test_a_disk_that_fills_at_any_moment_costs_no_measurement(quick: Quick, disk
             (line,) = [line for line in err.splitlines() if not line.startswith("note: ")]
             assert "No space left" in line or "no space left" in line or "MB free" in line, line
         assert "Traceback" not in out + err
-        assert quick.left(engine) == [], step
+        assert task.left(engine) == [], step
         disk.free()
-        assert len(quick.events()) >= seen
+        assert len(task.events()) >= seen
         if child.returncode == 0:
             break
-    quick.call(*command)
+    task.call(*command)
 
     assert stopped > 3
-    assert [record["verdict"] for record in quick.json("log")] == VERDICTS
-    assert quick.violations(engine) == []
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS
+    assert task.violations(engine) == []
 
 
-def test_views_that_cannot_be_written_stop_nothing(quick: Quick, engine: DockerClient) -> None:
+def test_views_that_cannot_be_written_stop_nothing(task: Driven, engine: DockerClient) -> None:
     """results.tsv, progress.png and events.jsonl are folders, so that nothing can be put in their places."""
-    command = quick.propose(BETTER, WORSE)
-    quick.call(*command, "--trials", "0")
+    command = task.propose(BETTER, WORSE)
+    task.call(*command, "--trials", "0")
     for name in ("results.tsv", "progress.png"):
-        (quick.run / name).unlink()
-        (quick.run / name).mkdir()
-    child = quick.spawn(*command)
+        (task.run / name).unlink()
+        (task.run / name).mkdir()
+    child = task.spawn(*command)
     out, err = child.communicate(timeout=100)
 
     assert child.returncode == 7, (out, err)
     for name in ("results.tsv", "progress.png"):
-        (quick.run / name).rmdir()
-    quick.call(*command)
-    assert [record["verdict"] for record in quick.json("log")] == VERDICTS
-    assert quick.violations(engine) == []
+        (task.run / name).rmdir()
+    task.call(*command)
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS
+    assert task.violations(engine) == []
 
 
-def test_a_read_only_state_folder_is_said(quick: Quick, disk: Disk, engine: DockerClient) -> None:
-    command = quick.propose(BETTER, WORSE)
+def test_a_read_only_state_folder_is_said(task: Driven, disk: Disk, engine: DockerClient) -> None:
+    command = task.propose(BETTER, WORSE)
     disk.protect("ro")
-    assert "Read-only file system" in quick.call(*command, code=7)
+    assert "Read-only file system" in task.call(*command, code=7)
     disk.protect("rw")
-    quick.call(*command, "--trials", "1")
+    task.call(*command, "--trials", "1")
     disk.protect("ro")
-    assert "Read-only file system" in quick.call(*command, code=7)
-    assert [record["verdict"] for record in quick.json("log")] == VERDICTS[:2]
+    assert "Read-only file system" in task.call(*command, code=7)
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS[:2]
     disk.protect("rw")
-    quick.call(*command)
+    task.call(*command)
 
-    assert [record["verdict"] for record in quick.json("log")] == VERDICTS
-    assert quick.violations(engine) == []
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS
+    assert task.violations(engine) == []
 
 
 @pytest.mark.parametrize("how", ["removed", "moved away", "another file system over it", "the whole repository moved away"])
-def test_a_state_folder_that_goes_away_under_a_run(quick: Quick, engine: DockerClient, how: str, tmp_path: Path) -> None:
-    command = quick.propose(SLEEPS.replace("15", "3"), BETTER)
-    state = quick.folder / ".autoresearch"
-    child = quick.spawn(*command)
-    quick.wait_until(lambda: [one["event"] for one in quick.events()].count("created") == 2, child)
+def test_a_state_folder_that_goes_away_under_a_run(task: Driven, engine: DockerClient, how: str, tmp_path: Path) -> None:
+    command = task.propose(SLEEPS.replace("15", "3"), BETTER)
+    state = task.folder / ".autoresearch"
+    child = task.spawn(*command)
+    task.wait_for(child, event="created", trial=1)
     over: Disk | None = None
     match how:
         case "removed":
@@ -160,27 +130,27 @@ def test_a_state_folder_that_goes_away_under_a_run(quick: Quick, engine: DockerC
         case "another file system over it":
             over = Disk(state, "1m")
         case _:
-            quick.folder.rename(tmp_path / "away")
+            task.folder.rename(tmp_path / "away")
     said = ended(child, 7)
 
     assert "removed or replaced" in said or "No such file or directory" in said, said
     if over is not None:
         over.unmount()
     elif how == "removed":
-        quick.lend_images()
-        said = quick.call(*command, code=7)
+        task.lend_images()
+        said = task.call(*command, code=7)
         assert f"there are branches or references of a run {TAG!r}, but its records are not in" in said
         return
     elif how == "moved away":
         shutil.rmtree(state, ignore_errors=True)
         (tmp_path / "away").rename(state)
     else:
-        shutil.rmtree(quick.folder, ignore_errors=True)
-        (tmp_path / "away").rename(quick.folder)
-    assert quick.left(engine) == []
-    quick.call(*command)
-    assert [record["verdict"] for record in quick.json("log")] == ["baseline", "discard", "keep"]
-    assert quick.violations(engine) == []
+        shutil.rmtree(task.folder, ignore_errors=True)
+        (tmp_path / "away").rename(task.folder)
+    assert task.left(engine) == []
+    task.call(*command)
+    assert [record["verdict"] for record in task.json("log")] == ["baseline", "discard", "keep"]
+    assert task.violations(engine) == []
 
 
 def foreign(state: Path) -> None:
@@ -196,46 +166,31 @@ def foreign(state: Path) -> None:
         (lambda state: state.symlink_to("/tmp"), "is a link: the state folder must be a real folder of yours"),
     ],
 )
-def test_a_state_folder_that_is_none_of_ours_is_refused(quick: Quick, make: Any, said: str) -> None:
-    shutil.rmtree(quick.folder / ".autoresearch")
-    make(quick.folder / ".autoresearch")
-    command = quick.propose(BETTER)
+def test_a_state_folder_that_is_none_of_ours_is_refused(task: Driven, make: Any, said: str) -> None:
+    shutil.rmtree(task.folder / ".autoresearch")
+    make(task.folder / ".autoresearch")
+    command = task.propose(BETTER)
 
-    assert said in quick.call(*command, code=7)
+    assert said in task.call(*command, code=7)
 
 
 def test_an_audited_run_on_a_disk_that_fills(tmp_path: Path, engine: DockerClient) -> None:
     """Rows, checkpoints, claims, questions and answers pass over the disk too."""
-    folder, data = tmp_path / "task", tmp_path / "data"
-    environment = {**os.environ, "AUTORESEARCH_DATA": str(data)}
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*COMMAND, *arguments], cwd=tmp_path, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-    ended(run("init", str(folder)), 0)
-    charge_little(folder)
-    disk = Disk(folder / ".autoresearch", "80m")
+    task = audited(tmp_path / "task", STATE)
+    disk = Disk(task.folder / ".autoresearch", "80m")
     try:
-        shutil.copy(STATE / "images.json", folder / ".autoresearch" / "images.json")
-        ended(run("prepare", "--task", str(folder), "--preset", "tiny"), 0)
-        moments = [("train", 0.0), ("train", 1.0), ("claim", 0.0), ("claim", 1.0), ("audit", 0.0), ("audit", 1.0)]
-        command = ("run", "--cpu", "--preset", "tiny", "--task", str(folder), "--tag", TAG, "--trials", "0")
-        journal = folder / ".autoresearch" / TAG / "journal.jsonl"
-        for phase, later in moments:
-            child, seen = run(*command), len(journal.read_bytes()) if journal.exists() else 0
-            while child.poll() is None and not (journal.exists() and f'"phase":"{phase}"'.encode() in journal.read_bytes()[seen:]):
-                time.sleep(0.02)
+        task.lend_images()
+        command = (*task.go(), "--trials", "0")
+        for phase, later in [("train", 0.0), ("train", 1.0), ("claim", 0.0), ("claim", 1.0), ("audit", 0.0), ("audit", 1.0)]:
+            child, seen = task.spawn(*command), len(task.events())
+            task.wait_for(child, after=seen, event="created", phase=phase)
             time.sleep(later)
             disk.fill()
             said = ended(child, 7)
             assert "o space left" in said, said
             disk.free()
-        ended(run(*command), 0)
-        assert run_violations(folder, folder / ".autoresearch" / TAG) == []
-        said = ended(run("log", "--json", "--task", str(folder)), 0)
-        assert said.count('"verdict": "baseline"') == said.count('"verdict"') == 3
-        labelled = engine.api.containers(all=True, filters={"label": [f"autoresearch.tag={TAG}"]})
-        assert [one for one in labelled if one["Labels"].get("autoresearch.state") in said] == []
+        task.call(*command)
+        assert [record["verdict"] for record in task.json("log")] == ["baseline"] * 3
+        assert task.violations(engine) == []
     finally:
         disk.unmount()
