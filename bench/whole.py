@@ -253,7 +253,7 @@ def bench(preset: str, seed: int, state: Path, folder: Path) -> Iterator[Bench]:
         sandbox = NotingSandbox(DockerSandbox(noted), calls, folder)
         # What a command does, but for the sandbox, which is ours.
         auditing = session._auditing(sandbox, client, task, prepared, tuple(labels.items()))  # noqa: SLF001
-        with auditing as measurer:
+        with auditing as (measurer, _):
 
             def go(agent: Agent) -> None:
                 run = Run(task=task, tag=TAG, ledger=session.ledger, workspace=workspace)
