@@ -6,11 +6,13 @@ move by compare-and-swap, and no hook, filter, file-system monitor or alias is e
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -210,16 +212,35 @@ class Workspace:
 
     def note(self, commit: str, text: str) -> None:
         """Attach the result to a candidate as a git note; replaces an earlier one."""
+        # All runs of a repository share the reference, and git itself moves it whatever it is at by then.
+        with self._alone():
+            self._note(commit, text)
+
+    def _note(self, commit: str, text: str) -> None:
         for attempt in range(NOTE_ATTEMPTS):
             try:
                 self._piped(text.encode(), "notes", f"--ref={NOTES_REF}", "add", "-f", "-F", "-", commit)
             except StateError:
-                # All runs of a repository share the reference; another one may just be writing it.
+                # The person may just be writing a note too.
                 if attempt == NOTE_ATTEMPTS - 1:
                     raise
                 time.sleep(NOTE_PAUSE_SECONDS * 2**attempt)
             else:
                 return
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait until no other runner is in such a block of this repository."""
+        try:
+            handle = os.open(self._repo.common_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            message = f"{self._repo.common_dir}: {error.strerror}: put the repository back and run the same command again"
+            raise StateError(message) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def refuse_checked_out(self, tag: str) -> None:
         """Raise `StateError` if the run branch is checked out: every keep would show there as a staged reversal."""
