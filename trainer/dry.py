@@ -40,9 +40,10 @@ def load() -> None:
     """The network built anew with the weights that were saved, and asked once."""
     from network import Network
 
-    network = Network(min(ROWS, prepare.TRIAL["batch_rows"]))
+    rows = min(ROWS, prepare.TRIAL["batch_rows"])
+    network = Network(rows)
     network.load(CHECKPOINT)
-    network.logits(torch.zeros((ROWS, prepare.SEQUENCE_LENGTH), dtype=torch.int64, device=prepare.DEVICE))
+    network.logits(torch.zeros((rows, prepare.SEQUENCE_LENGTH), dtype=torch.int64, device=prepare.DEVICE))
 
 
 def failure(error: BaseException, part: str) -> dict[str, object]:

@@ -53,22 +53,14 @@ def after_the_gate(code: str) -> str:
 
 @dataclass
 class Bench:
-    """Looks at candidates with one engine; `seconds` is the cap of a training."""
+    """Looks at candidates, and at their champion once for all."""
 
-    client: DockerClient
-    place: Place
+    dry_run: DryRun
     folder: Path
 
-    def look(self, source: str, *, champion: str = GOOD, seconds: float = 20.0, startup: float = 40.0) -> Barred | None:
-        task = load_task(ROOT, "tiny")
-        assert task.data is not None
-        limits = replace(task.limits, **LIMITS)  # type: ignore[arg-type]
-        data = replace(task.data, vocab_size=VOCAB, sequence_length=LENGTH)
-        task = replace(task, data=data, limits=limits, budget=replace(task.budget, startup_seconds=startup, tokens=None))
-        prepared = load(self.folder / "data")
-        dry_run = DryRun(DockerSandbox(self.client), Phases(task, prepared, self.place), task, on_gpu=False)
-        caps = Caps(train=seconds, claim=1.0, audit=1.0)
-        return dry_run.examine(Candidate(
+    def look(self, source: str, *, champion: str = GOOD) -> Barred | None:
+        caps = Caps(train=15.0, claim=1.0, audit=1.0)
+        return self.dry_run.examine(Candidate(
             trial=1, folder=self.folder / "trial", source=source, champion=champion, agent="llm", seed=3, caps=caps, step_seconds=0.05, memory_gb=None,
             created=lambda *_: None, progress=lambda _: None,
         ))  # fmt: skip
@@ -93,14 +85,24 @@ def prepare_volume(engine: DockerClient, cpu_image: str, tmp_path_factory: pytes
     remove_volume(engine, volume.name)
 
 
-@pytest.fixture
-def bench(engine: DockerClient, cpu_image: str, prepare_volume: str, tmp_path: Path) -> Iterator[Bench]:
-    prepared_folder(tmp_path / "data")
+@pytest.fixture(scope="module")
+def dry_run(engine: DockerClient, cpu_image: str, prepare_volume: str, tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+    task = load_task(ROOT, "tiny")
+    assert task.data is not None
+    limits = replace(task.limits, **LIMITS)  # type: ignore[arg-type]
+    data = replace(task.data, vocab_size=VOCAB, sequence_length=LENGTH)
+    task = replace(task, data=data, limits=limits, budget=replace(task.budget, tokens=None))
+    prepared = load(prepared_folder(tmp_path_factory.mktemp("prepared") / "data"))
     place = Place(
         images=PhaseImages(train=cpu_image, claim=cpu_image, audit=cpu_image), gpu=None, prepare_volumes=(("train", prepare_volume),),
         data_volume=None, labels=(("autoresearch", "1"), LABEL),
     )  # fmt: skip
-    yield Bench(engine, place, tmp_path)
+    return DryRun(DockerSandbox(engine), Phases(task, prepared, place), task, on_gpu=False)
+
+
+@pytest.fixture
+def bench(engine: DockerClient, dry_run: DryRun, tmp_path: Path) -> Iterator[Bench]:
+    yield Bench(dry_run, tmp_path)
     assert ours(engine, "=".join(LABEL)) == []
 
 
@@ -151,12 +153,12 @@ def test_what_would_fail_in_the_trial_is_found_with_its_line(bench: Bench, sourc
 )
 def test_hostile_files_are_ended_and_leave_nothing(bench: Bench, source: str, ending: Ending | None, words: str) -> None:
     began = time.monotonic()
-    found = bench.look(source, seconds=6.0, startup=15.0)
+    found = bench.look(source)
 
     assert found is not None, "it passed"
     assert ending is None or found.ending is ending, found
     assert words in found.reason
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < 150
     assert (bench.folder / "trial" / "dry" / "dry.log").stat().st_size <= 1 << 20
     assert [path.name for path in (bench.folder / "trial" / "dry").iterdir()] == ["dry.log"]
 
