@@ -182,9 +182,11 @@ def test_a_run_that_is_killed_in_a_dry_run_goes_on_with_it(make_task: Callable[[
     run_git(task.folder, "commit", "-qam", "With dry runs")
     task.call("run", *TINY, "--tag", "dry", "--trials", "0")
     before = task.json("log")
-    broken = tmp_path / "broken.py"
-    broken.write_text(task.champion().replace(SEED_LINE, f"{SEED_LINE}    import time; time.sleep(4); torch.no_such_thing()\n"))
-    child = task.spawn("trial", "--candidate", str(broken))
+    broken = task.champion().replace(SEED_LINE, f"{SEED_LINE}    import time; time.sleep(4); torch.no_such_thing()\n")
+    proposals = tmp_path / "proposals.jsonl"
+    proposals.write_text(json.dumps({"idea": "slow and broken", "source": broken}) + "\n")
+    replay = ("run", "--tag", "dry", "--agent", "replay", "--proposals", str(proposals))
+    child = task.spawn(*replay)
     deadline = time.monotonic() + 60
     while not any("-dry" in name for name in ours(engine, "autoresearch.tag=dry")) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -192,7 +194,8 @@ def test_a_run_that_is_killed_in_a_dry_run_goes_on_with_it(make_task: Callable[[
     child.communicate()
     assert ours(engine, "autoresearch.tag=dry")
 
-    record = task.trial(broken)
+    task.call(*replay)
+    *_, record = task.json("log")
 
     assert (record["verdict"], record["ending"]) == ("invalid", "crashed"), record
     assert record["reason"].startswith("dry run: AttributeError at line ")
@@ -203,6 +206,8 @@ def test_a_run_that_is_killed_in_a_dry_run_goes_on_with_it(make_task: Callable[[
     told = task.call("prompt")
     assert "> AttributeError: module 'torch' has no attribute 'no_such_thing'" in told
     assert "invalid (crashed)" in told
-    again = task.trial(broken)
+    path = tmp_path / "same.py"
+    path.write_text(broken)
+    again = task.trial(path)
     assert (again["verdict"], again["ending"]) == ("invalid", None)
     assert again["reason"].startswith(f"the same program as trial {record['trial']}")
