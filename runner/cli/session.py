@@ -15,6 +15,7 @@ from runner.cli import parts
 from runner.cli.app import run_folder
 from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
 from runner.cli.starting import Wanted, held, refuse_other_level, refuse_other_wishes, which_run
+from runner.clock import Now, utc_now
 from runner.errors import AutoresearchError, DataError, Terminated
 from runner.interrupts import held_back
 from runner.ledger import Event, Ledger
@@ -49,6 +50,7 @@ class Session:
     as_json: bool
     probed_anew: bool = True
     """Whether isolation is tried although it held before on the same engine."""
+    now: Now = utc_now
 
     @property
     def header(self) -> Event:
@@ -91,7 +93,7 @@ class Session:
         from runner.loop import Loop
         from runner.run import Run
 
-        run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace)
+        run = Run(task=self.task, tag=self.folder.name, ledger=self.ledger, workspace=self.workspace, now=self.now)
         with self._measuring() as (measurer, gate):
             return Loop(run, measurer, agent, self.view, gate=gate, purse=purse or self.purse(None)).run(stops)
 
