@@ -9,13 +9,16 @@ from pathlib import Path
 
 from runner.errors import StateError
 
+PARTIAL = ".partial"
+"""How a file's name ends, and a dot is how it begins, until all of it is there."""
+
 
 def write_durably(path: Path, data: bytes) -> None:
     """Write `data` to `path` and wait for the disk; whoever reads it sees the old file or the whole new one.
 
     Makes the folder if it is not there.  Raises `StateError` naming the path.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
         make_folder(path.parent)
         with partial.open("wb") as file:
@@ -43,6 +46,12 @@ def append_durably(path: Path, data: bytes) -> None:
     except OSError as error:
         message = f"cannot write {path}: {error.strerror}. Mend it and run the same command again"
         raise StateError(message) from error
+
+
+def drop_partial(folder: Path) -> None:
+    """Remove what a process that died had not written to its end, in this folder and not below it."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path, *, mode: int = 0o777) -> None:

@@ -306,10 +306,10 @@ class Workspace:
 
     def _blobs(self, entries: list[_Entry]) -> Iterator[bytes]:
         """The contents of many files from one call of git."""
-        with tempfile.TemporaryFile() as names:
+        with self._unnamed() as names:
             names.write("".join(f"{entry.identifier}\n" for entry in entries).encode())
             names.seek(0)
-            out = self._bytes("cat-file", "--batch", stdin=cast("BinaryIO", names))
+            out = self._bytes("cat-file", "--batch", stdin=names)
         at = 0
         for entry in entries:
             start = out.index(b"\n", at) + 1  # behind `<id> blob <size>`
@@ -340,10 +340,14 @@ class Workspace:
         return self._bytes(*arguments).decode(errors="surrogateescape").rstrip("\n")
 
     def _piped(self, data: bytes, *arguments: str) -> str:
-        with tempfile.TemporaryFile() as file:
+        with self._unnamed() as file:
             file.write(data)
             file.seek(0)
-            return self._bytes(*arguments, stdin=cast("BinaryIO", file)).decode().strip()
+            return self._bytes(*arguments, stdin=file).decode().strip()
+
+    def _unnamed(self) -> BinaryIO:
+        # In a folder that is known: asked for any, Python tries where it can write and may leave the file that it tries with.
+        return cast("BinaryIO", tempfile.TemporaryFile(dir=self._repo.common_dir))
 
     def _bytes(self, *arguments: str, stdin: BinaryIO | None = None) -> bytes:
         try:

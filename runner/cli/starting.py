@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from runner import ledger
 from runner.cli import parts
 from runner.clock import Now, utc_now
+from runner.durable import drop_partial
 from runner.errors import StateError, UsageError
 from runner.ledger import Event, Ledger
 
@@ -74,6 +75,7 @@ def held(
         )
         raise StateError(message)
     with ledger.writing(folder) as run:
+        drop_partial(folder)
         (folder / "stop").unlink(missing_ok=True)  # of an earlier runner
         if run.state.header is None:
             try:

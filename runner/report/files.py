@@ -6,13 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from runner.durable import PARTIAL
 from runner.errors import StateError
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` to `path`.  Raises `StateError` if that is not possible; the old file then stays."""
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PARTIAL, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
