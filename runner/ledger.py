@@ -40,6 +40,8 @@ class OpenTrial:
     trial: int
     proposed: Event
     commit: str | None = None
+    examined: bool = False
+    """Whether it passed what may try it before a trial is spent."""
     failures: tuple[str, ...] = ()
     """What the engine said each time that it failed under this trial."""
     measured: tuple[Event, ...] = ()
@@ -112,7 +114,7 @@ class State:
                 if self.opened.pop(record.trial, None) is None:  # refused
                     self.paid.pop(record.agent, None)
                 self.unfinished = record.trial
-            case "candidate" | "failed" | "trained" | "claimed" | "audited" | "measured" | "confirmed" if event["trial"] in self.opened:
+            case "candidate" | "examined" | "failed" | "trained" | "claimed" | "audited" | "measured" | "confirmed" if event["trial"] in self.opened:
                 self.opened[event["trial"]] = _further(self.opened[event["trial"]], event)
 
 
@@ -120,6 +122,8 @@ def _further(opened: OpenTrial, event: Event) -> OpenTrial:
     match event["event"]:
         case "candidate":
             return dataclasses.replace(opened, commit=event["commit"])
+        case "examined":
+            return dataclasses.replace(opened, examined=True)
         case "failed":
             return dataclasses.replace(opened, failures=(*opened.failures, event["reason"]))
         case "trained" | "claimed" | "audited":

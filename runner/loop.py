@@ -202,7 +202,7 @@ class Loop:
     def _examined(self, opened: OpenTrial) -> Barred | None:
         """Why no trial is spent on what was proposed; asked again if this process died before the answer was used."""
         run, trial, proposed = self._run, opened.trial, opened.proposed
-        if opened.measured or proposed["baseline"] or proposed.get("repeat"):
+        if opened.examined or opened.measured or proposed["baseline"] or proposed.get("repeat"):
             return None
         folder = run.ready(trial, 0)
         candidate = Candidate(
@@ -219,10 +219,13 @@ class Loop:
             progress=lambda progress: self._view.progress(trial, progress),
         )
         try:
-            return self._gate.examine(candidate)
+            found = self._gate.examine(candidate)
         except EngineError as error:
             run.ledger.write("failed", trial=trial, reason=str(error))
             raise
+        if found is None:
+            run.ledger.write("examined", trial=trial)
+        return found
 
     def _remember(self, source: str, trial: int) -> None:
         mark = self._gate.fingerprint(source)

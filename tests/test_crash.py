@@ -56,7 +56,7 @@ def test_the_story_has_what_can_happen(story: list[Stage], undisturbed: Scene) -
     assert [len(record["measurements"]) for record in records] == [1, 1, 1, 1, 1, 0, 2, 1, 1]
     events = [json.loads(line)["event"] for line in (undisturbed.run / ledger.JOURNAL).read_bytes().splitlines()]
     assert set(events) == {
-        "run", "data", "proposed", "candidate", "created", "started", "exited", "trained", "claimed", "audited", "measured", "confirmed",
+        "run", "data", "proposed", "candidate", "examined", "created", "started", "exited", "trained", "claimed", "audited", "measured", "confirmed",
         "judged", "done",
     }  # fmt: skip
     assert story[-1].after["containers"] == []

@@ -740,12 +740,13 @@ def test_a_look_that_was_cut_short_is_taken_again_and_counts_once(bench: Bench, 
     assert [one.trial for one in examiner.looked] == [2, 2, 3]
 
 
-def test_a_measured_trial_is_not_looked_at_again(bench: Bench) -> None:
+@pytest.mark.parametrize("passed", [2, 3], ids=["while it is measured", "while it is confirmed"])
+def test_what_passed_the_look_is_not_looked_at_again(bench: Bench, passed: int) -> None:
     examiner = examined(bench)
-    bench.measurer.raises = [None, None, None, KeyboardInterrupt()]
+    bench.measurer.raises = [*[None] * passed, KeyboardInterrupt()]
     agent = ScriptedAgent(["SCORE = 1.5\n"])
     with pytest.raises(KeyboardInterrupt):
-        bench.run(agent)  # while it is confirmed
+        bench.run(agent)
     bench.run(agent)
 
     assert bench.records[2].verdict is Verdict.KEEP

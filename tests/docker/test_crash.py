@@ -136,7 +136,7 @@ def test_killed_at_any_step_a_trial_is_there_once_and_whole(tmp_path: Path, engi
         one = next(record for record in records if record["idea"] == " ".join(point))
         assert (one["trial"], one["ending"]) == (number, "finished"), point
         check(task, engine, records)
-        ran = Counter(event["phase"] for event in task.events() if event["event"] == "created" and event["trial"] == one["trial"] and event["do"] == "measure")
+        ran = Counter(event["phase"] for event in task.events() if event["event"] == "created" and event["trial"] == one["trial"] and event.get("do") == "measure")
         assert all(ran[phase] == 1 for phase, event in KNOWN.items() if event in known), point
         assert all(ran[phase] <= 2 for phase in KNOWN), point
     before = (task.run / "journal.jsonl").read_bytes()
