@@ -247,6 +247,7 @@ def matrix(cases: Sequence[tuple[Stage, Sequence[int]]], folder: Path, *, every:
                     stage, kills = cases[at]
                     case = die_and_go_on(stage, kills, folder / f"case-{worker}", twice=at % every == 0)
                     file.write(json.dumps(asdict(case)) + "\n")
+                    file.flush()
             os._exit(0)
         children.append(child)
     for child in children:
