@@ -69,7 +69,8 @@ class Work:
 
         Not what has to be made again: what something else disturbed, or what lacks the processor seconds that it is charged by.
         """
-        if result.ending is Ending.INVALID_ENVIRONMENT or (self.caps.counts_cpu and result.cpu_seconds is None):
+        uncounted = result.ending is Ending.FINISHED and self.caps.counts_cpu and result.cpu_seconds is None
+        if result.ending is Ending.INVALID_ENVIRONMENT or uncounted:
             return
         self.notes.write(event, **facts, result=notes.result_to_json(result, self.folder, files))
 

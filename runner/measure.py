@@ -128,8 +128,7 @@ class Measurer:
         work = Work(self._sandbox, trial, folder, seed, caps, notes, progress)
         train = work.known("trained")
         if train is None:
-            evidence.forget_audits(folder)  # of another model
-            work.notes = replace(notes, before=())
+            work.notes = Notes(write=notes.write)
             train = work.run(self._phases.train(trial, folder, seed=seed, cap=caps.of("train")))
             work.done("trained", train, *(name for name, _ in train.outputs))
         measured = replace(_after_train(train), seed=seed, slack=slack(self._task.budget))
@@ -137,6 +136,8 @@ class Measurer:
             return measured
         claimed = work.known("claimed")
         if claimed is None:
+            work.notes = Notes(write=notes.write)
+            evidence.forget_audits(folder)
             claimed, claim = self._claim(work, caps.of("claim"))
             if claim is not None and not evidence.drawn_for(folder):  # else the claim that was drawn for stands, to the last bit
                 evidence.save_claim(folder, claim)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from runner.durable import file_sha256
 from runner.ledger import Event
 from runner.trial import Ending, Result
+
+STEPS = ("trained", "claimed", "audited")
+"""Each rests on the one before it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,18 +25,23 @@ class Notes:
 
     write: Callable[..., None] = field(default=lambda *_, **__: None)
     """Writes down an event and what belongs to it; it is on the disk when the call returns."""
-    before: Sequence[Event] = ()
-    """`trained`, `claimed` and `audited` events of this measurement since its model was trained last, oldest first."""
+    steps: Callable[[], Sequence[Event]] = field(default=tuple)
+    """Gives the events of this measurement so far that are in `STEPS`, oldest first."""
 
     def known(self, event: str, **facts: object) -> Event | None:
-        """The last event of that name with those facts."""
-        wanted = {"event": event, **facts}
-        return next((one for one in reversed(self.before) if all(one[name] == value for name, value in wanted.items())), None)
+        """The last event of that name with those facts, unless what it rests on was made anew after it."""
+        for one in reversed(self.steps()):
+            if one["event"] == event and all(one[name] == value for name, value in facts.items()):
+                return one
+            if STEPS.index(one["event"]) < STEPS.index(event):
+                break
+        return None
 
     @property
     def audits(self) -> int:
         """How many audits the measurement had before it was to be confirmed."""
-        return max((one["number"] for one in self.before if one["event"] == "audited" and one["do"] == "measure"), default=0)
+        audited = takewhile(lambda one: one["event"] == "audited", reversed(self.steps()))
+        return max((one["number"] for one in audited if one["do"] == "measure"), default=0)
 
 
 def result_to_json(result: Result, folder: Path, files: Sequence[str]) -> Event:

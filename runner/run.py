@@ -153,9 +153,10 @@ class Run:
 
     def notes(self, trial: int, step: Step) -> Notes:
         """What a measurement, or its confirmation, writes down, and what it wrote before the runner died."""
-        steps = [one for one in self.ledger.state.opened[trial].steps if one["index"] == step.index]
-        trained = max((at for at, one in enumerate(steps) if one["event"] == "trained"), default=0)
-        return Notes(write=partial(self.ledger.write, trial=trial, index=step.index, do=step.do), before=steps[trained:])
+        return Notes(
+            write=partial(self.ledger.write, trial=trial, index=step.index, do=step.do),
+            steps=lambda: [one for one in self.ledger.state.opened[trial].steps if one["index"] == step.index],
+        )
 
     def measured(self, trial: int, index: int, found: Measurement, *, confirmed: bool = False) -> None:
         """Write down what a measurement or its confirmation gave; it is never made again."""
