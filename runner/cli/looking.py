@@ -11,6 +11,7 @@ import typer
 
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.cli.comparing import ReferenceOption, reference_for
 from runner.errors import StateError, UsageError
 from runner.ledger import State, is_held
 from runner.trial import Record, Verdict
@@ -19,7 +20,7 @@ TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number o
 
 
 @app.command()
-def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = False) -> None:
+def status(task: TaskOption = HERE, tag: TagOption = None, reference: ReferenceOption = None, as_json: JsonOption = False) -> None:
     """How the latest run stands."""
     from runner.report.costs import (
         ahead_of,
@@ -29,17 +30,21 @@ def status(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption =
         forecast_text,
         forecast_values,
     )
+    from runner.report.reference import reference_text, reference_values
     from runner.report.table import status_lines, status_values
 
     _, folder, state = parts.look(task, tag)
     price = parts.gpu_price(folder, state.header or {})
     spent, ahead = costs_of(state, price), ahead_of(state, price)
+    other = reference_for(task, folder, state, reference)
     if as_json:
         values = status_values(folder, state.records, running=is_held(folder), open_trial=_open(state))
-        typer.echo(json.dumps({**values, "cost": costs_values(spent), "forecast": forecast_values(ahead)}))
+        compared = None if other is None else reference_values(other, state.records)
+        typer.echo(json.dumps({**values, "cost": costs_values(spent), "forecast": forecast_values(ahead), "reference": compared}))
     else:
         lines = status_lines(folder, state.records, running=is_held(folder), open_trial=_open(state))
         lines += [f"cost      {costs_text(spent)}", *([f"forecast  {forecast_text(ahead)}"] if ahead is not None else [])]
+        lines += [f"reference {reference_text(other, state.records)}"] if other is not None else []
         for line in lines:
             typer.echo(line)
 
@@ -85,14 +90,19 @@ def report(
     task: TaskOption = HERE,
     tag: TagOption = None,
     final: Annotated[bool, typer.Option("--final", help="Measure baseline and kept commits again: fresh seeds, locked test split.")] = False,
+    reference: ReferenceOption = None,
     repeats: Annotated[int | None, typer.Option("--repeats", min=1, max=100, metavar="N", help="With --final: seeds for each commit, 3 if left out.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the plot and write results.tsv again; with --final show how much of the gain is real."""
     from runner.report.costs import costs_of, costs_text, costs_values
     from runner.report.live import publish
+    from runner.report.reference import reference_text, reference_values
     from runner.report.table import print_log
 
+    if final and reference is not None:
+        message = "--reference goes without --final, which measures the run's own commits"
+        raise UsageError(message)
     if final:
         from runner.cli.finals import final_report
 
@@ -105,14 +115,18 @@ def report(
     if not state.records:
         message = f"run {folder.name!r} has no finished trial yet"
         raise UsageError(message)
-    publish(folder, state.records)
+    other = reference_for(task, folder, state, reference)
+    publish(folder, state.records, other)
     spent = costs_of(state, parts.gpu_price(folder, state.header or {}))
     paths = {"plot": str(folder / "progress.png"), "results": str(folder / "results.tsv")}
     if as_json:
-        typer.echo(json.dumps({**paths, "cost": costs_values(spent)}))
+        compared = None if other is None else reference_values(other, state.records)
+        typer.echo(json.dumps({**paths, "cost": costs_values(spent), "reference": compared}))
     else:
         print_log(state.records)
         typer.echo(f"cost     {costs_text(spent)}")
+        if other is not None:
+            typer.echo(f"reference {reference_text(other, state.records)}")
         for name, path in paths.items():
             typer.echo(f"{name:8} {path}")
 

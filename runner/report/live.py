@@ -16,6 +16,7 @@ from rich.text import Text
 
 from runner.errors import StateError
 from runner.report.jsonrow import record_json
+from runner.report.reference import Reference
 from runner.report.summary import summarise, unverified
 from runner.report.table import STYLES, print_log
 from runner.report.text import plain
@@ -148,13 +149,13 @@ class Unharmed:
             log.warning("view.failed", reason=str(error))
 
 
-def publish(folder: Path, records: Sequence[Record]) -> None:
-    """Write results.tsv and progress.png of a run again.  If that fails it is said: the records are in the journal."""
+def publish(folder: Path, records: Sequence[Record], reference: Reference | None = None) -> None:
+    """Write results.tsv and progress.png of a run again, with the line of another run if there is one to show.  If that fails it is said: the records are in the journal."""
     from runner.report.plot import draw_progress
 
     try:
         # In this order: whoever finds the table whole need not draw anything.
-        draw_progress(records, folder / "progress.png", tag=folder.name)
+        draw_progress(records, folder / "progress.png", tag=folder.name, reference=reference)
         write_tsv(records, folder / "results.tsv")
     except StateError as error:
         print(f"note: {error}; the next trial writes it again", file=sys.stderr)  # noqa: T201 - a view

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from runner.report.files import replace_file
 from runner.report.labels import Label, place_labels
-from runner.report.summary import Summary, scored, summarise, tree_score
+from runner.report.reference import Reference, Steps, champion_steps
+from runner.report.summary import Summary, scored, summarise
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 INCHES, DPI = (12.0, 6.5), 110
 GREY, GREEN, RED, ORANGE = "#9aa0a6", "#00875a", "#c5221f", "#e37400"
-BLUE, LIGHT, INK = "#1a56b0", "#7aa5e8", "#202124"
+BLUE, LIGHT, INK, PURPLE = "#1a56b0", "#7aa5e8", "#202124", "#8430ce"
 LABEL_WIDTH = 34
+LEGEND_WIDTH = 135
+"""Letters, and what stands before each name, that fit below the picture in one row."""
 ROOM = 3.0
 """Discarded trials are drawn to scale up to this many times the whole gain on the worse side of the baseline."""
 
@@ -70,8 +73,8 @@ class _Scale:
         return self.edge if self.beyond(score) else score
 
 
-def draw_progress(records: Sequence[Record], path: Path, *, tag: str) -> None:
-    """Draw all `records` to the PNG file `path`, replacing it at once.  Raises `StateError`."""
+def draw_progress(records: Sequence[Record], path: Path, *, tag: str, reference: Reference | None = None) -> None:
+    """Draw all `records` to the PNG file `path`, replacing it at once; `reference` is another run's line.  Raises `StateError`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -80,34 +83,41 @@ def draw_progress(records: Sequence[Record], path: Path, *, tag: str) -> None:
     with warnings.catch_warnings():
         # An idea may hold letters that the font does not have; a box in their place will do.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
-        _draw(figure, canvas, records, plain(tag, 40))
+        _draw(figure, canvas, records, plain(tag, 40), reference)
         buffer = io.BytesIO()
         canvas.print_figure(buffer, format="png")
     replace_file(path, buffer.getvalue())
 
 
-def _draw(figure: Figure, canvas: FigureCanvasAgg, records: Sequence[Record], tag: str) -> None:
+def _draw(
+    figure: Figure, canvas: FigureCanvasAgg, records: Sequence[Record], tag: str, reference: Reference | None
+) -> None:
     summary = summarise(records)
     axes = figure.add_subplot()
-    scale = _scale(records, summary)
+    # Only as far as this run went: the line is there to be compared with.
+    other = champion_steps(reference.records, last=float(records[-1].trial)) if reference is not None and records else []
+    scale = _scale(records, summary, [score for _, score in other])
     _frame(axes, records, summary, scale)
     _band(axes, summary)
     _marks(axes, records, scale)
-    _line(axes, records, summary)
+    _line(axes, champion_steps(records), "champion", GREEN)
+    if reference is not None:
+        _line(axes, other, f"champion of {plain(reference.tag, 24)}", PURPLE, dashed=True)
     axes.set_title(_title(summary, tag), loc="left", fontsize=13, color=INK, pad=12, parse_math=False)
     handles, names = axes.get_legend_handles_labels()
     if handles:
+        rows = 1 + (sum(len(str(name)) + 5 for name in names) > LEGEND_WIDTH)
         figure.legend(
-            handles, names, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=10
+            handles, names, loc="outside lower center", ncols=-(-len(handles) // rows), frameon=False, fontsize=10
         )
     figure.draw_without_rendering()  # the layout must be known before labels can be measured
     figure.set_layout_engine("none")
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
-    place_labels(axes, renderer, _labels(records), _obstacles(records, summary, scale))
+    place_labels(axes, renderer, _labels(records), _obstacles(records, scale, other))
 
 
-def _scale(records: Sequence[Record], summary: Summary) -> _Scale:
-    """What the vertical axis spans: the whole way from baseline to best, and most of what was worse.
+def _scale(records: Sequence[Record], summary: Summary, other: Sequence[float] = ()) -> _Scale:
+    """What the vertical axis spans: the whole way from baseline to best, that of the `other` run too, and most of what was worse.
 
     Better is down, as in upstream's plot; a metric that should grow is drawn with its axis upside down.
     """
@@ -116,11 +126,11 @@ def _scale(records: Sequence[Record], summary: Summary) -> _Scale:
     if not scores:
         return _Scale(low=0.0, edge=0.9, high=1.0, worse=1)
     start = max(scores) if summary.baseline is None else worse * summary.baseline
-    low, base = min(scores), max(start, min(scores))
+    low, base = min([*scores, *(worse * score for score in other)]), max(start, min(scores))
     noise = 2 * (summary.sigma or 0.0)
     gain = max(base - low, 2 * noise, 1e-3)
     most = min(base + ROOM * gain, _quantile(scores))
-    edge = max(base + noise, *(score for score in scores if score <= max(most, base)))
+    edge = max([base + noise, *(worse * score for score in other), *(score for score in scores if score <= max(most, base))])
     low = min(low, base - noise)
     span = max(edge - low, 1e-3)
     return _Scale(
@@ -210,30 +220,17 @@ def _at_the_top(
         )
 
 
-def _line(axes: Axes, records: Sequence[Record], summary: Summary) -> None:
-    steps = _best_steps(records, summary)
+def _line(axes: Axes, steps: Steps, name: str, color: str, *, dashed: bool = False) -> None:
     if steps:
         axes.plot(
             *zip(*steps, strict=True),
             drawstyle="steps-post",
-            color=GREEN,
+            color=color,
             linewidth=1.6,
+            linestyle=(0, (5, 2)) if dashed else "solid",
             zorder=2,
-            label="champion",
+            label=name,
         )
-
-
-def _best_steps(records: Sequence[Record], summary: Summary) -> list[tuple[float, float]]:
-    """The champion's score over the trials: each champion's mean over everything that was measured of it."""
-    if summary.baseline is None:
-        return []
-    kept = [
-        (float(record.trial), score)
-        for record in records
-        if record.verdict is Verdict.KEEP and (score := tree_score(records, record)) is not None
-    ]
-    steps = [(float(records[0].trial), summary.baseline), *kept]
-    return [*steps, (float(records[-1].trial), steps[-1][1])]
 
 
 def _title(summary: Summary, tag: str) -> str:
@@ -268,16 +265,15 @@ def _labels(records: Sequence[Record]) -> list[Label]:
     ]
 
 
-def _obstacles(records: Sequence[Record], summary: Summary, scale: _Scale) -> list[tuple[float, float]]:
-    """Points that no label may cover: the marks, and the line between them."""
+def _obstacles(records: Sequence[Record], scale: _Scale, other: Steps) -> list[tuple[float, float]]:
+    """Points that no label may cover: the marks, the line between them, and the `other` run's line."""
     marks = [
         (float(record.trial), scale.within(score))
         for record in records
         if (score := scored(record)) is not None
     ]
-    steps = _best_steps(records, summary)
     line: list[tuple[float, float]] = []
-    for (x, y), (to, below) in pairwise(steps):
+    for (x, y), (to, below) in (*pairwise(champion_steps(records)), *pairwise(other)):
         line += [(x + (to - x) * part / 40, y) for part in range(41)]
         line += [(to, below + (y - below) * part / 10) for part in range(11)]
     return marks + line
