@@ -85,6 +85,17 @@ def test_everything_that_was_said_is_kept(tmp_path: Path) -> None:
     assert [[one["role"] for one in call["sent"]] for call in kept["calls"]] == [["system", "user"], ["system", "user", "assistant", "user"]]
 
 
+def test_what_was_said_for_a_proposal_that_came_to_nothing_is_kept_beside_the_next_attempt(tmp_path: Path) -> None:
+    with pytest.raises(ChatError):
+        agent(tmp_path, FakeChat("nonsense", ChatError(ErrorKind.FATAL, "no credit"))).propose(CHAMPION, [])
+    with pytest.raises(TooDearError):
+        agent(tmp_path, FakeChat(most=2.0), purse=Purse(1.0)).propose(CHAMPION, [])
+    agent(tmp_path, FakeChat(GOOD)).propose(CHAMPION, [])
+
+    kept = json.loads((tmp_path / "llm" / "0000.json").read_text())
+    assert [one["reply"] and one["reply"]["text"] for one in kept["calls"]] == ["nonsense", None, GOOD]
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -224,16 +225,18 @@ class LlmAgent:
         return Refusal(agent=self.name, idea=idea, reason=reason, token=turn.token, spent=turn.spent)
 
     def _write_down(self, turn: _Turn) -> None:
-        """Everything that was said, whatever came of it."""
-        value = {
-            "token": turn.token,
-            "calls": [
-                {"sent": [asdict(one) for one in sent], "reply": None if reply is None else asdict(reply)}
-                for sent, reply in zip_longest(turn.sent, turn.replies)
-            ],
-        }
+        """Everything that was said, whatever came of it; after what an attempt that came to nothing had said under the same number."""
+        if not turn.sent:
+            return
         path = self._context.folder / TRANSCRIPTS / f"{_number(turn.token):04d}.json"
-        write_durably(path, json.dumps(value, indent=1).encode())
+        before: list[object] = []
+        with suppress(OSError, ValueError, KeyError):  # it is not there, or somebody edited it
+            before = list(json.loads(path.read_bytes())["calls"])
+        calls = [
+            {"sent": [asdict(one) for one in sent], "reply": None if reply is None else asdict(reply)}
+            for sent, reply in zip_longest(turn.sent, turn.replies)
+        ]
+        write_durably(path, json.dumps({"token": turn.token, "calls": [*before, *calls]}, indent=1).encode())
 
 
 def _usable(reply: Reply, champion: str) -> tuple[Answer, str]:

@@ -13,7 +13,8 @@ from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.clock import utc_now
 
 if TYPE_CHECKING:
-    from runner.agents.llm import Context
+    from runner.agents.hybrid import HybridAgent
+    from runner.agents.llm import Context, LlmAgent
     from runner.task import Task
 
 CONTEXT_TOKENS = 100_000
@@ -44,7 +45,13 @@ def hint(
 
 
 @app.command()
-def prompt(task: TaskOption = HERE, tag: TagOption = None, context: ContextOption = None, as_json: JsonOption = False) -> None:
+def prompt(
+    task: TaskOption = HERE,
+    tag: TagOption = None,
+    context: ContextOption = None,
+    hybrid: Annotated[bool, typer.Option("--hybrid", help="As --agent hybrid asks: with the tuner's suggestion.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Print exactly what a model would be sent for the next proposal.
 
     As a run sends it when it begins: without the look back that it may ask for first on a plateau, and in the form for edits.
@@ -56,7 +63,9 @@ def prompt(task: TaskOption = HERE, tag: TagOption = None, context: ContextOptio
     workspace, folder, state = parts.look(task, tag)
     header: dict[str, Any] = dict(state.header or {})
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
-    agent = LlmAgent(_Nobody(), shown_by(folder, task, frozen, header), limit=context or CONTEXT_TOKENS, count=count)
+    name = "hybrid" if hybrid else "llm"
+    model = LlmAgent(_Nobody(), shown_by(folder, task, frozen, header), limit=context or CONTEXT_TOKENS, count=count, name=name)
+    agent = _with_tuner(model, task, folder, frozen, header) if hybrid else model
     champion = champion_of(state.records, header["base"])
     source = workspace.read(champion, frozen.editable).decode(errors="replace")
     system, request = agent.preview(source, told(state.records))
@@ -64,6 +73,14 @@ def prompt(task: TaskOption = HERE, tag: TagOption = None, context: ContextOptio
         typer.echo(json.dumps({"tag": folder.name, "system": system, "user": request, "tokens": count(system) + count(request)}))
     else:
         typer.echo(f"--- system\n{system}\n\n--- user\n{request}")
+
+
+def _with_tuner(model: LlmAgent, checkout: Path, folder: Path, task: Task, header: dict[str, Any]) -> HybridAgent:
+    from runner.agents.hybrid import HybridAgent
+    from runner.cli.modelling import tuning
+    from runner.task import load_task
+
+    return HybridAgent(tuning(folder, load_task(checkout), task, header["seed"]), model, share=1.0, seed=header["seed"])
 
 
 def shown_by(folder: Path, checkout: Path, task: Task, header: dict[str, Any]) -> Context:
