@@ -236,6 +236,31 @@ def test_looking_at_a_run(run_of: Path) -> None:
     assert len(Path(paths["results"]).read_text().splitlines()) == 4
 
 
+def test_what_a_run_costs_is_told_with_the_price_of_its_gpu(run_of: Path) -> None:
+    where = ("--task", str(run_of))
+    values = json.loads(call("status", *where, "--json"))
+    assert values["cost"] == json.loads(call("report", *where, "--json"))["cost"]
+    assert (values["cost"]["total_usd"], values["cost"]["gpu_hours"], values["forecast"]["trials"]) == (0.0, None, 100)
+    assert "cost      no model was asked\n" in call("status", *where)
+
+    folder = run_of / ".autoresearch" / "old"
+    first, *rest = (folder / "journal.jsonl").read_text().splitlines()
+    (folder / "journal.jsonl").write_text("\n".join([json.dumps({**json.loads(first), "gpu": "GPU-1"}), *rest]) + "\n")
+    with ledger.writing(folder) as run:
+        run.write("paid", agent="llm", cost_usd=0.25, prompt_tokens=100, completion_tokens=10)
+        run.write("paid", agent="llm", cost_usd=None, prompt_tokens=None, completion_tokens=None)
+    cost = json.loads(call("status", *where, "--json"))["cost"]
+    assert (cost["model_usd"], cost["unknown_proposals"], cost["gpu_usd"], cost["total_usd"]) == (0.25, 1, None, None)
+    assert "GPU of unknown cost (0.00 hours, its price is unknown: cost.gpu_usd_per_hour)" in call("status", *where)
+
+    with (folder / "task" / "autoresearch.yaml").open("a") as file:
+        file.write("\ncost: {gpu_usd_per_hour: 1200}\n")
+    values = json.loads(call("status", *where, "--json"))
+    assert values["cost"]["gpu_usd"] == pytest.approx(3.0)  # three measurements of 3 s
+    assert values["forecast"]["gpu_usd"] == pytest.approx(100.0)
+    assert "GPU $3.00 (0.00 hours, at $1200)" in call("report", *where)
+
+
 def test_a_checkpoint_that_is_gone_is_said_and_a_file_is_not_overwritten(run_of: Path, tmp_path: Path) -> None:
     where = ("--task", str(run_of), "--output", str(tmp_path / "m"))
     assert "trial 1 (keep) has no checkpoint" in call("export-model", "1", *where, code=2)

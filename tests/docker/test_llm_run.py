@@ -13,7 +13,16 @@ import pytest
 
 from tests.docker.conftest import STATE, charge_little
 from tests.docker.test_end_to_end import BETTER, COMMAND
-from tests.modelserver import Behaviour, Handler, ModelServer, answers, model_server, status
+from tests.modelserver import (
+    Behaviour,
+    Handler,
+    ModelServer,
+    Request,
+    answers,
+    answers_with,
+    model_server,
+    status,
+)
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -192,3 +201,43 @@ def test_without_the_extra_a_sentence_says_what_to_do(night: Night, tmp_path: Pa
     assert done.returncode == 5, done.stderr
     assert "llm" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_hybrid_takes_and_overrides_what_the_tuner_suggests_and_goes_on_without_its_model(tmp_path: Path) -> None:
+    """Then a provider that is down; and the keyless tuner as a reference."""
+    asked: list[str] = []
+
+    def write(request: Request) -> str:
+        asked.append(request.texts[1])
+        suggested = request.texts[1].partition("# What the tuner suggests")[2].partition("# Your turn")[0]
+        lines = [line for line in suggested.splitlines() if line.startswith("SET ")]
+        if len(asked) == 1:
+            return proposal("as the tuner says", *lines)
+        name = lines[0].split(" ")[1]
+        return proposal(f"my own instead of {name}", block(SEED_LINE, f"    print('hello')\n{SEED_LINE}"), kind="systems")
+
+    with model_server(always=answers_with(write)) as server:
+        night = Night(tmp_path / "task", server)
+        model = ("--agent", "hybrid", "--model", "openai/scripted", "--api-base", server.url, "--price", "1,2", "--max-usd", "1", "--model-share", "1")
+        out = night.call("run", "--cpu", "--preset", "tiny", "--tag", "both", *model, "--trials", "2")
+        server.always = status(500, "down")
+        night.call("run", "--tag", "both", *model, "--trials", "1")
+    rows = [one for one in night.log() if one["agent"] == "hybrid"]
+
+    assert "agent hybrid: the tuner suggests, openai/scripted sees it on 100 % of the tries" in out
+    assert [one["suggestion"] for one in rows] == ["taken", "overridden", "fallback"]
+    assert server.requests[0].body["max_tokens"] == 16_384
+    assert rows[2]["cost_usd"] is None
+    assert "The model was to be asked, and " in rows[2]["why"]
+    cost = json.loads(night.call("status", "--json"))["cost"]
+    assert (cost["proposals"], cost["unknown_proposals"]) == (3, 1)
+    assert cost["model_usd"] == pytest.approx(sum(one["cost_usd"] for one in rows[:2]))
+    assert "fallback: the tuner's" in night.call("show", str(rows[2]["trial"]))
+    assert "# What the tuner suggests" in night.call("prompt", "--hybrid")
+
+    night.call("run", "--cpu", "--preset", "tiny", "--new", "--tag", "keyless", "--trials", "1")
+    report = json.loads(night.call("report", "--tag", "both", "--reference", "keyless", "--json"))
+    assert (report["reference"]["tag"], report["reference"]["trials"]) == ("keyless", 1)
+    again = night.call("run", "--new", "--tag", "again", "--cpu", "--preset", "tiny", "--agent", "replay", "--proposals", str(night.folder / ".autoresearch" / "both"), "--trials", "2", "--json")
+    assert [one["idea"] for one in map(json.loads, again.splitlines()) if one["agent"] == "replay"] == [one["idea"] for one in rows[:2]]
