@@ -30,7 +30,7 @@ from bench.longrun import LongRun, make
 from runner import gates, ledger
 from runner.cli import app, parts
 from runner.cli.steering import CONTEXT_TOKENS, count, shown_by
-from runner.coarse import told
+from runner.coarse import Teller
 from runner.ledger import Ledger
 from runner.loop import Loop, Stops
 from runner.measure import Caps, Measurement
@@ -82,9 +82,6 @@ class Turns:
         self.asked.append(time.perf_counter())
         return Proposal(agent=self.name, idea=f"idea {len(self.asked)}", why="because", source=f"{champion}\nTURN = {time.time_ns()}\n")
 
-    def observe(self, record: Record) -> None:
-        """See `runner.protocols.Agent`."""
-
 
 class Nobody:
     """In a model's place: prompts are only built."""
@@ -131,8 +128,8 @@ def prompts(run: LongRun, rounds: int) -> dict[str, list[float]]:
         header = held.ledger.state.header or {}
         context = shown_by(run.folder, run.task, task, header)
         agent = LlmAgent(Nobody(), context, limit=CONTEXT_TOKENS, count=count)
-        source = held.source(held.champion())
-        return {"next prompt": _times(lambda: agent.preview(source, told(held.records)), rounds)}
+        source, teller = held.source(held.champion()), Teller()
+        return {"next prompt": _times(lambda: agent.preview(source, teller.told(held.records)), rounds)}
 
 
 def turns(run: LongRun, rounds: int) -> dict[str, list[float]]:

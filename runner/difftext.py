@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+from functools import lru_cache
 
 
+@lru_cache(maxsize=32)  # every prompt shows the last few tries
 def unified_diff(before: str, after: str, name: str) -> str:
     """The diff of two texts, made by the host: git's own would run the repository's filters."""
     lines = difflib.unified_diff(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import structlog
 
-from runner.coarse import told
+from runner.coarse import Teller
 from runner.compute import step_seconds
 from runner.errors import BaselineError, EngineError, GpuError, StateError, Terminated
 from runner.interrupts import name_of
@@ -101,7 +101,7 @@ class Loop:
     ) -> None:
         self._purse = purse or Purse()
         self._run, self._measurer, self._agent, self._view = run, measurer, agent, view
-        self._gate, self._clock = gate, clock
+        self._gate, self._clock, self._teller = gate, clock, Teller()
         self._tried: dict[str, int] | None = None
 
     def run(self, stops: Stops) -> Outcome:
@@ -172,7 +172,7 @@ class Loop:
     def _propose(self) -> Record | None:
         champion = self._run.champion()
         source = self._run.source(champion)
-        proposal = self._agent.propose(source, told(self._run.records))
+        proposal = self._agent.propose(source, self._teller.told(self._run.records))
         if isinstance(proposal, Proposal):
             proposal = self._gated(proposal, source)
         if proposal is None:

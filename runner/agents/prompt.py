@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from runner.report.summary import NO_IDEAS
 from runner.report.text import block, plain
@@ -98,9 +99,11 @@ def build(facts: Facts, *, grammar: str, limit: int, count: Count, ask: str = IN
 
     `grammar` explains the answer's form, `ask` is the last line.  Raises `TooLongError`.
     """
-    system, size = _system(facts, grammar), 0
-    for shown in _ladder(facts):
-        request = "\n\n".join(_sections(facts, shown, ask))
+    tries, system, size = _tries(facts), _system(facts, grammar), 0
+    before, after = list(_before(facts)), list(_after(facts, tries, ask))
+    table = cache(lambda rows: "\n".join(_table(tries, rows=rows)))
+    for shown in _ladder(len(tries)):
+        request = "\n\n".join((*before, *_history(tries, shown, table(shown.rows)), *(_near(facts) if shown.near else ()), *after))
         size = count(system) + count(request)
         if size <= limit:
             return system, request
@@ -108,9 +111,13 @@ def build(facts: Facts, *, grammar: str, limit: int, count: Count, ask: str = IN
     raise TooLongError(message)
 
 
-def _ladder(facts: Facts) -> Iterator[_Shown]:
+def _tries(facts: Facts) -> list[Try]:
+    return [one for one in facts.tries if one.record.verdict not in NO_IDEAS]
+
+
+def _ladder(tries: int) -> Iterator[_Shown]:
     """From everything to the least, in the order of the module's docstring."""
-    most = min(DETAILED, sum(one.record.verdict not in NO_IDEAS for one in facts.tries))
+    most = min(DETAILED, tries)
     yield from (_Shown(diffs, most) for diffs in range(most, -1, -1))
     yield from (_Shown(0, details, near=False) for details in range(most, -1, -1))
     yield _Shown(0, 0, near=False, rows=False)
@@ -126,17 +133,23 @@ def _system(facts: Facts, grammar: str) -> str:
     )
 
 
-def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
+def _before(facts: Facts) -> Iterator[str]:
+    """The sections above the history."""
     yield _titled("The brief", facts.brief.strip())
     yield _titled(f"The file: {facts.editable}, as it stands (the champion)", f"```python\n{facts.champion.rstrip()}\n```")
     yield _titled("Machine, budget and baseline", "\n".join(_profile(facts)))
     if facts.notes.strip():
         yield _titled("Notes so far", facts.notes.strip())
-    tries = [one for one in facts.tries if one.record.verdict not in NO_IDEAS]
-    yield from _history(tries, shown)
-    if shown.near and facts.near:
+
+
+def _near(facts: Facts) -> Iterator[str]:
+    if facts.near:
         told = "\n\n".join(_detail(one, diff=True) for one in facts.near)
         yield _titled("Near misses", "\n\n".join(part for part in (NEAR_MISSES, told, facts.together) if part))
+
+
+def _after(facts: Facts, tries: Sequence[Try], ask: str) -> Iterator[str]:
+    """The sections below the history."""
     failed = next((one for one in reversed(tries) if one.log_tail), None)
     if failed is not None:
         yield _titled(f"The end of the log of try {failed.record.trial}, which failed", _quoted(failed.log_tail, LOG_LINES))
@@ -153,11 +166,12 @@ def _sections(facts: Facts, shown: _Shown, ask: str) -> Iterator[str]:
 
 def history(facts: Facts) -> str:
     """All tries, and the last ones in full, whatever a model's context takes."""
-    return "\n\n".join(_history([one for one in facts.tries if one.record.verdict not in NO_IDEAS], _Shown(DETAILED, DETAILED))) + "\n"
+    tries = _tries(facts)
+    return "\n\n".join(_history(tries, _Shown(DETAILED, DETAILED), "\n".join(_table(tries, rows=True)))) + "\n"
 
 
-def _history(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:
-    yield _titled("All tries", "\n".join(_table(tries, shown)) or "None yet: yours is the first.")
+def _history(tries: Sequence[Try], shown: _Shown, table: str) -> Iterator[str]:
+    yield _titled("All tries", table or "None yet: yours is the first.")
     if shown.details and tries:
         told = tries[-shown.details :]
         first_diff = len(told) - shown.diffs
@@ -193,14 +207,15 @@ def _profile(facts: Facts) -> Iterator[str]:
         yield f"A gain has to be more than about {threshold:.4f} to be kept"
 
 
-def _table(tries: Sequence[Try], shown: _Shown) -> Iterator[str]:
+def _table(tries: Sequence[Try], *, rows: bool) -> Iterator[str]:
+    """A line for each try; without `rows` counts in place of those that were not kept."""
     if tries:
         yield "try | on | gain | verdict | kind | idea | steps | GB"
     by_commit = {one.record.commit: one.record.trial for one in tries if one.record.commit}
     left: Counter[tuple[str, str]] = Counter()
     for one in tries:
         record = one.record
-        if not shown.rows and record.verdict is not Verdict.KEEP:
+        if not rows and record.verdict is not Verdict.KEEP:
             left[(record.kind, _word(record))] += 1
             continue
         on = by_commit.get(record.parent or "", "base")

@@ -16,7 +16,9 @@ _SEQUENCES = re.compile(
 
 def plain(text: str, limit: int | None = None) -> str:
     """`text` as one printable line of at most `limit` characters."""
-    line = " ".join(_printable(_SEQUENCES.sub("", text), " ").split())
+    if not text.isprintable():  # no sequence is, and most text is: a run has many thousands of ideas
+        text = _printable(_SEQUENCES.sub("", text), " ")
+    line = " ".join(text.split())
     return line if limit is None or len(line) <= limit else line[: max(0, limit - 1)].rstrip() + "…"
 
 
