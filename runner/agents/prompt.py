@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from itertools import islice
 
 from runner.report.summary import NO_IDEAS
 from runner.report.text import block, plain
@@ -22,6 +22,8 @@ from runner.trial import Ending, Kind, Record, Verdict
 DETAILED = 10
 """So many of the newest tries are told in full: why, diff and loss curve."""
 DIFF_LINES, LOG_LINES, CURVE_POINTS = 40, 15, 6
+LINES_AT_ONCE = 256
+"""Of the table, before its tokens are counted; twice as many each time."""
 LINE_WIDTH = 200
 """Of quoted lines of logs and diffs."""
 REASON_WIDTH = 80
@@ -101,14 +103,27 @@ def build(facts: Facts, *, grammar: str, limit: int, count: Count, ask: str = IN
     """
     tries, system, size = _tries(facts), _system(facts, grammar), 0
     before, after = list(_before(facts)), list(_after(facts, tries, ask))
-    table = cache(lambda rows: "\n".join(_table(tries, rows=rows)))
+    full = _within(_table(tries, rows=True), limit, count)
     for shown in _ladder(len(tries)):
-        request = "\n\n".join((*before, *_history(tries, shown, table(shown.rows)), *(_near(facts) if shown.near else ()), *after))
+        table = full if shown.rows else "\n".join(_table(tries, rows=False))
+        if table is None:
+            continue
+        request = "\n\n".join((*before, *_history(tries, shown, table), *(_near(facts) if shown.near else ()), *after))
         size = count(system) + count(request)
         if size <= limit:
             return system, request
     message = f"brief, {facts.editable} and kept tries have {size} tokens, and the model takes {limit} with its answer"
     raise TooLongError(message)
+
+
+def _within(lines: Iterator[str], limit: int, count: Count) -> str | None:
+    """The lines as a text; None once they alone have more tokens than `limit`: a long run has ten times as many."""
+    found: list[str] = []
+    while more := list(islice(lines, max(LINES_AT_ONCE, len(found)))):
+        found += more
+        if count("\n".join(found)) > limit:
+            return None
+    return "\n".join(found)
 
 
 def _tries(facts: Facts) -> list[Try]:

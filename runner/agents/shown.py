@@ -126,8 +126,8 @@ def hints(run: Path) -> list[str]:
 
 def waiting(ideas: str, history: Sequence[Record]) -> list[str]:
     """The items of a list in Markdown that no try has as its idea."""
-    taken = {plain(record.idea).casefold() for record in history}
     items = [plain(line.strip()[2:]) for line in ideas.splitlines() if line.strip()[:2] in ("- ", "* ")]
+    taken = {plain(record.idea).casefold() for record in history} if items else set()
     return [item for item in items if item and item.casefold() not in taken]
 
 

@@ -16,7 +16,7 @@ _SEQUENCES = re.compile(
 
 def plain(text: str, limit: int | None = None) -> str:
     """`text` as one printable line of at most `limit` characters."""
-    if not text.isprintable():  # no sequence is, and most text is: a run has many thousands of ideas
+    if not text.isprintable():  # no sequence is; most text is, and a long run has many thousands of ideas
         text = _printable(_SEQUENCES.sub("", text), " ")
     line = " ".join(text.split())
     return line if limit is None or len(line) <= limit else line[: max(0, limit - 1)].rstrip() + "…"
@@ -29,4 +29,6 @@ def block(text: str) -> str:
 
 
 def _printable(text: str, instead: str) -> str:
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else instead if letter.isspace() else "" for letter in text)
