@@ -176,6 +176,7 @@ def test_what_the_champion_cannot_do_either_refuses_nobody(bench: Bench) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_that_is_killed_in_a_dry_run_goes_on_with_it(make_task: Callable[[], Task], engine: DockerClient, tmp_path: Path) -> None:
     task = make_task()
     path = task.folder / "autoresearch.yaml"
