@@ -197,7 +197,7 @@ def _nowhere(_event: str, **_fields: Any) -> None:
 class Purse:
     """What one invocation may spend, and has spent; every call of a model goes through it.
 
-    A trial that an earlier invocation began counts for that one.
+    Of a trial that an earlier invocation began the GPU's seconds count here, and the proposal, which was paid for then, does not.
     """
 
     def __init__(

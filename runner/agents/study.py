@@ -43,9 +43,9 @@ class Study:
     """The trials of one run over one space."""
 
     def __init__(self, names: Collection[str], source: Source) -> None:
-        """`names` are the constants of the space; `source` is asked once for each trial."""
+        """`names` are the constants of the space."""
         self._names, self._source = names, source
-        self._texts: dict[int, str | None] = {}
+        self._marks: dict[int, str | None] = {}
         self._files: dict[int, _File | None] = {}
 
     def points(self, champion: str, where: Region, history: Sequence[Record]) -> list[Point]:
@@ -62,15 +62,19 @@ class Study:
 
     def tried(self, history: Sequence[Record]) -> set[str]:
         """Fingerprints of every file that was proposed, as far as they are known: refused ones left no file but maybe a token."""
-        texts = (self.text(record.trial) for record in history)
+        marks = {self._mark(record.trial) for record in history}
         tokens = {record.token.rpartition(" ")[2] for record in history if record.token}
-        return {fingerprint(text) for text in texts if text is not None} | tokens
+        return {mark for mark in marks if mark is not None} | tokens
 
     def text(self, trial: int) -> str | None:
-        """The file that a trial proposed, if it left one."""
-        if trial not in self._texts:
-            self._texts[trial] = self._source(trial)
-        return self._texts[trial]
+        """The file that a trial proposed, if it left one; not kept, since a run has thousands."""
+        return self._source(trial)
+
+    def _mark(self, trial: int) -> str | None:
+        if trial not in self._marks:
+            text = self.text(trial)
+            self._marks[trial] = None if text is None else fingerprint(text)
+        return self._marks[trial]
 
     def _file(self, trial: int) -> _File | None:
         if trial not in self._files:

@@ -82,37 +82,41 @@ class TunerAgent:
 
         Raises `AgentError` if the champion's file has nothing to tune.
         """
-        found = self.suggest(champion, history)
+        found = self.suggest(champion, history, foresee=False)
         return None if found is None else proposal_of(found, self.name)
 
-    def suggest(self, champion: str, history: Sequence[Record]) -> Suggestion | None:
-        """The same, with what it is expected to score."""
+    def suggest(self, champion: str, history: Sequence[Record], *, foresee: bool = True) -> Suggestion | None:
+        """The same; with `foresee` also what it is expected to score, which nobody needs who only wants to try it."""
         where = self._region(champion)
         points = self._study.points(champion, where, history)
         tried = {fingerprint(champion)} | self._study.tried(history)
         number = 1 + sum(record.verdict not in NO_IDEAS for record in history)
         if (combined := self._combined(champion, where, history)) is not None and fingerprint(combined[1]) not in tried:
-            return self._suggestion(where, points, history, combined[0], combined[1], "combination")
+            how, (setting, source) = "combination", combined
+            return self._suggestion(where, points, setting, source, how, self._foreseen(where, points, history, setting) if foresee else None)
         for attempt in range(ALL_TRIES):
             how, setting = self._draw(where, points, number, attempt)
             source = set_constants(champion, setting)
             if fingerprint(source) not in tried:
-                return self._suggestion(where, points, history, setting, source, how)
+                return self._suggestion(where, points, setting, source, how, self._foreseen(where, points, history, setting) if foresee else None)
         return None
 
     def _suggestion(
-        self, where: Region, points: Sequence[Point], history: Sequence[Record], setting: Setting, source: str, how: str
+        self, where: Region, points: Sequence[Point], setting: Setting, source: str, how: str, predicted: Prediction | None
     ) -> Suggestion:
-        noise = next((record.sigma for record in reversed(history) if record.sigma is not None), 0.0)
-        known = [coordinates(where.dimensions, point.setting) for point in points]
         return Suggestion(
             changes={name: value for name, value in setting.items() if value != where.current[name]},
             source=source,
             idea=describe(where.current, setting),
             why=f"{EXPLAINED[how].format(scored=len(points))} {describe(where.current, setting, None)}.",
-            predicted=predict(known, [point.score for point in points], coordinates(where.dimensions, setting), noise=noise),
+            predicted=predicted,
             champion=next((point.score for point in points if point.setting == where.current), None),
         )
+
+    def _foreseen(self, where: Region, points: Sequence[Point], history: Sequence[Record], setting: Setting) -> Prediction | None:
+        noise = next((record.sigma for record in reversed(history) if record.sigma is not None), 0.0)
+        known = [coordinates(where.dimensions, point.setting) for point in points]
+        return predict(known, [point.score for point in points], coordinates(where.dimensions, setting), noise=noise)
 
     def _combined(self, champion: str, where: Region, history: Sequence[Record]) -> tuple[Setting, str] | None:
         """On a plateau: the near misses together, as far as they lie in the space."""
