@@ -163,8 +163,11 @@ def publish(folder: Path, records: Sequence[Record], reference: Reference | None
 
 def publish_missing(folder: Path, records: Sequence[Record]) -> None:
     """The same if results.tsv lacks some of the `records`: a runner may have died before it wrote them."""
-    path = folder / "results.tsv"
-    if records and (not path.exists() or path.read_bytes() != tsv_text(records).encode()):
+    try:
+        whole = (folder / "results.tsv").read_bytes() == tsv_text(records).encode()
+    except OSError:
+        whole = False
+    if records and not whole:
         publish(folder, records)
 
 

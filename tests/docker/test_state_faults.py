@@ -6,6 +6,7 @@ Each time one message and exit 7; afterwards the same command comes to the resul
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def test_no_trial_is_spent_on_a_disk_without_room(task: Driven, disk: Disk, engi
     disk.fill(leave=10 << 20)
     said = task.call(*command, code=7)
 
-    assert "has 10 MB free, and the next trial may need 18 MB: free some and run the same command again" in said
+    assert re.search(r"has (9|10) MB free, and the next trial may need 18 MB: free some and run the same command again", said)
     assert [one["event"] for one in task.events()] == ["run", "proposed", "candidate"]
     disk.free()
     task.call(*command)
@@ -82,7 +83,7 @@ def test_a_disk_that_fills_at_any_moment_costs_no_measurement(task: Driven, disk
 
 
 def test_views_that_cannot_be_written_stop_nothing(task: Driven, engine: DockerClient) -> None:
-    """results.tsv, progress.png and events.jsonl are folders, so that nothing can be put in their places."""
+    """results.tsv and progress.png are folders, so that nothing can be put in their places."""
     command = task.propose(BETTER, WORSE)
     task.call(*command, "--trials", "0")
     for name in ("results.tsv", "progress.png"):
@@ -91,11 +92,12 @@ def test_views_that_cannot_be_written_stop_nothing(task: Driven, engine: DockerC
     child = task.spawn(*command)
     out, err = child.communicate(timeout=100)
 
-    assert child.returncode == 7, (out, err)
+    assert child.returncode == 0, (out, err)
+    assert err.splitlines() == [f"note: cannot write {task.run}/results.tsv: Is a directory; the next trial writes it again"] * 3
+    assert [record["verdict"] for record in task.json("log")] == VERDICTS
     for name in ("results.tsv", "progress.png"):
         (task.run / name).rmdir()
     task.call(*command)
-    assert [record["verdict"] for record in task.json("log")] == VERDICTS
     assert task.violations(engine) == []
 
 
