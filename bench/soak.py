@@ -2,7 +2,7 @@
 
     python -m bench.soak [--trials 200] [--seed 1] [--folder DIR] [--json]
 
-Seven trials in eight report their own score and take two seconds, the eighth is audited.  Which files are tried, what is done to the
+Nine trials in ten report their own score and take two seconds, the tenth is audited.  Which files are tried, what is done to the
 run and when follow from the seed.  With --folder the same command goes on after it was ended.  Ends with 1 if something did not hold.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 STATE = ROOT / ".autoresearch"
 CANDIDATES = ROOT / "tests" / "candidates"
-AUDITED_PART = 8
+AUDITED_PART = 10
 STRETCH = 60
 WARM_UP = 15
 """Trials of the stretch before memory is looked at: what is imported late, and caches that fill once."""
