@@ -62,15 +62,15 @@ class Driven:
 
     # -- doing -------------------------------------------------------------------------------------
 
-    def propose(self, *sources: str) -> tuple[str, ...]:
+    def propose(self, *sources: str, tag: str = TAG) -> tuple[str, ...]:
         """Arguments of `run` for trials of these files, in this order."""
         path = self.folder.parent / "proposals.jsonl"
         path.write_text("".join(json.dumps({"idea": f"idea {number}", "source": one}) + "\n" for number, one in enumerate(sources)))
-        return (*self.go(), "--agent", "replay", "--proposals", str(path))
+        return (*self.go(tag), "--agent", "replay", "--proposals", str(path))
 
-    def go(self) -> tuple[str, ...]:
+    def go(self, tag: str = TAG) -> tuple[str, ...]:
         """Arguments that start or continue the run."""
-        return ("run", "--tag", TAG, *self.flags)
+        return ("run", "--tag", tag, *self.flags)
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         """A command under way, in a session of its own."""

@@ -70,7 +70,7 @@ def test_an_audited_run_that_is_killed_at_random_moments_comes_to_its_end(tmp_pa
     records = task.json("log")
     assert task.violations(engine) == []
     # An undisturbed run with the same seed measures the same.
-    task.call("run", "--tag", "other", *task.flags, "--trials", "0")
+    task.call(*task.go("other"), "--trials", "0")
     others = task.json("log", "--tag", "other")
     assert [record["verdict"] for record in records[:3]] == [record["verdict"] for record in others] == ["baseline"] * 3
     assert [round(record["val_bpb"], 4) for record in records[:3]] == [round(record["val_bpb"], 4) for record in others]
@@ -78,8 +78,8 @@ def test_an_audited_run_that_is_killed_at_random_moments_comes_to_its_end(tmp_pa
 
 def test_two_runners_of_one_run_and_of_two_runs(tmp_path: Path, engine: DockerClient) -> None:
     """The second of the same run is refused, one of another run goes on beside it, and reaping touches neither."""
-    task = quick(tmp_path / "task", STATE)
-    first = task.propose(SLEEPS, BETTER)
+    task = quick(tmp_path / "task", STATE, yaml=YAML.replace("seconds: 20", "seconds: 200"))
+    first = task.propose(SLEEPS.replace("15", "150"), BETTER)
     child = task.spawn(*first)
     task.wait_for(child, event="created", trial=1)
     living = task.left(engine)
@@ -87,16 +87,15 @@ def test_two_runners_of_one_run_and_of_two_runs(tmp_path: Path, engine: DockerCl
     said = task.call(*first, code=7)
     assert f"run 'q' is held by another runner (process {child.pid}): wait, `autoresearch stop`, or use another --tag" in said
     assert task.json("reap") == [{"removed": 0}]
-    other = [*first[:3], "other", *first[4:]]
-    assert first[3] == TAG
-    beside = task.spawn(*other, "--trials", "0")
+    beside = task.spawn(*task.propose(BETTER, tag="other"), "--trials", "0")
     ended(beside, 0)
     assert set(living) <= set(task.left(engine))
     assert (task.run / "journal.jsonl").read_bytes() == before
-    ended(child, 0)
+    child.send_signal(signal.SIGINT)
+    ended(child, 130)
 
-    assert [record["verdict"] for record in task.json("log", "--tag", TAG)] == ["baseline", "discard", "keep"]
-    assert task.violations(engine) == []
+    assert [record["verdict"] for record in task.json("log", "--tag", TAG)] == ["baseline"]
+    assert task.violations(engine, between=True) == []
     assert run_violations(task.folder, task.run.with_name("other")) == []
 
 
@@ -104,8 +103,8 @@ def test_three_runs_side_by_side_keep_their_own(tmp_path: Path, engine: DockerCl
     """Their trials end, and their notes and branches are written, at the same moments."""
     task = quick(tmp_path / "task", STATE, yaml=YAML.replace("cpus: 1", "cpus: 0.5"))
     values = [0.6, 0.55, 0.7]
-    command = task.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
-    children = [task.spawn(*command[:3], f"run-{number}", *command[4:]) for number in range(3)]
+    sources = [SOLVE.replace("0.5", str(value)) for value in values]
+    children = [task.spawn(*task.propose(*sources, tag=f"run-{number}")) for number in range(3)]
     for child in children:
         ended(child, 0)
 
