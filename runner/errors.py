@@ -4,7 +4,9 @@
 
     AutoresearchError
      ├── UsageError        2   flags, autoresearch.yaml, presets
-     ├── EngineError       3   no engine, too old, permission, image missing or not buildable
+     ├── EngineError       3   no engine, too old, permission, disk full, image missing or not buildable
+     │    └── EngineFailedError      it failed under way: trying again may help
+     │         └── StuckContainerError    a container of ours that does not die: trying again does not
      ├── GpuError          4   asked for and absent, or leased
      ├── AgentError        5   proposer or model
      ├── DataError         6   prepared data missing, damaged or not downloadable
@@ -42,6 +44,17 @@ class EngineError(AutoresearchError):
     exit_code = 3
 
 
+class EngineFailedError(EngineError):
+    """The engine was usable and failed under way: gone, restarted, out of order, or a container of ours was ended from outside.
+
+    What was measured meanwhile counts for nothing, and may be measured again.
+    """
+
+
+class StuckContainerError(EngineFailedError):
+    """A container of ours can be neither killed nor removed, and may hold what it was given."""
+
+
 class GpuError(AutoresearchError):
     """The GPU asked for is absent or taken."""
 
@@ -61,7 +74,7 @@ class DataError(AutoresearchError):
 
 
 class StateError(AutoresearchError):
-    """The repository or the state folder is held, full, foreign or was changed by hand."""
+    """The repository or the state folder is held, its disk full, foreign or was changed by hand."""
 
     exit_code = 7
 

@@ -29,7 +29,7 @@ import structlog
 from runner import evidence, verdicts
 from runner.compute import typical
 from runner.durable import write_durably
-from runner.errors import BaselineError, EngineError, UsageError
+from runner.errors import BaselineError, EngineFailedError, UsageError
 from runner.judge import Rule, Sample
 from runner.ledger import JOURNAL, Event
 from runner.loop import ENGINE_FAILURES, Measures
@@ -503,7 +503,7 @@ class Final:
                         notes=Notes(write=lambda event, **facts: ledger.write(f"final-{event}", commit=commit, index=index, **facts)),
                         progress=lambda progress: watch.progress(number, progress),
                     )
-                except EngineError as error:
+                except EngineFailedError as error:
                     self._write("final-failed", commit=commit, index=index, reason=str(error))
                     raise
                 _keep_rows(folder, by_row(folder))

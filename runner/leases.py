@@ -34,6 +34,8 @@ MAX_SECONDS = 9 * 24 * 3600.0
 budget and start-up that a task can ask for."""
 MARGIN_SECONDS = 60.0
 """Between the note and the start of the container, whose own deadline counts from there."""
+STUCK_SECONDS = 7 * 24 * 3600.0
+"""So long nobody else takes a GPU from a container that does not die."""
 _UUID = re.compile(r"[A-Za-z0-9/_.:-]{1,128}")
 
 Gone = Callable[[str, str], bool]
@@ -72,6 +74,10 @@ class Lease:
     def uncover(self) -> None:
         """Say that no container of ours runs any more."""
         self._say("", 0.0)
+
+    def stuck(self) -> None:
+        """Say that the container does not die: it may run until the machine is started again, or its owner finds it gone."""
+        self.cover(self.container, STUCK_SECONDS)
 
     def _say(self, container: str, deadline: float) -> None:
         self.container = container

@@ -14,7 +14,7 @@ import structlog
 
 from runner.coarse import Teller
 from runner.compute import step_seconds
-from runner.errors import BaselineError, EngineError, GpuError, StateError, Terminated
+from runner.errors import BaselineError, EngineFailedError, GpuError, StateError, Terminated
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
@@ -29,7 +29,7 @@ from runner.verdicts import Do, Step
 log = structlog.get_logger()
 
 ENGINE_FAILURES = 3
-"""A trial under which the engine failed so often is given up, or no run could ever get past it."""
+"""A candidate under which so many invocations ended because the engine failed is abandoned, or no run could ever get past it."""
 DISTURBED_TRIES = 3
 """So often a measurement that something else disturbed is made again.  Then it is given up; and when so many trials in a row were
 given up, the run ends: what disturbs them does not go away by itself."""
@@ -188,7 +188,8 @@ class Loop:
     def _gated(self, proposal: Proposal, champion: str) -> Proposal | Refusal:
         """The proposal, or why no trial is spent on it."""
         if self._tried is None:
-            folders = ((record.trial, self._run.folder(record.trial)) for record in self._run.records)
+            known = [record.trial for record in self._run.records if record.verdict is not Verdict.ABANDONED]
+            folders = ((trial, self._run.folder(trial)) for trial in known)
             self._tried = tried_in(folders, self._gate.fingerprint)
         found = self._gate.refuse(proposal.source, champion, self._tried)
         if found is None:
@@ -220,7 +221,7 @@ class Loop:
         )
         try:
             found = self._gate.examine(candidate)
-        except EngineError as error:
+        except EngineFailedError as error:
             run.ledger.write("failed", trial=trial, reason=str(error))
             raise
         if found is None:
@@ -241,8 +242,8 @@ class Loop:
             commit = run.make_candidate(opened)
             self._view.started(trial, opened.proposed["idea"])
             log.info("trial.started", commit=commit, idea=opened.proposed["idea"])
-            if len(opened.failures) >= ENGINE_FAILURES:
-                return self._record(run.given_up(opened, commit))
+            if len(opened.failures) >= ENGINE_FAILURES and not opened.proposed["baseline"]:
+                return self._record(run.abandoned(opened, commit))
             if (barred := self._examined(opened)) is not None:
                 return self._record(run.barred(opened, commit, barred))
             while (step := run.next_step(trial)).do is not Do.CONCLUDE:
@@ -269,7 +270,7 @@ class Loop:
                 notes=run.notes(trial, step),
                 progress=lambda progress: self._view.progress(trial, progress),
             ))  # fmt: skip
-        except EngineError as error:
+        except EngineFailedError as error:
             run.ledger.write("failed", trial=trial, reason=str(error))
             raise
         except (KeyboardInterrupt, Terminated) as signalled:
@@ -295,6 +296,8 @@ class Loop:
             raise GpuError(message)
 
     def _record(self, record: Record) -> Record:
+        if record.verdict is Verdict.ABANDONED:
+            self._tried = None  # it may be tried again
         self._run.record(record)
         self._purse.used(record)
         self._view.finished(record, self._run.records)

@@ -188,15 +188,14 @@ class Run:
         noise = verdicts.noise([*self.records, replace(record, verdict=step.verdict or record.verdict)], self.rule)
         return verdicts.with_verdict(record, step, noise)
 
-    def given_up(self, opened: OpenTrial, commit: str) -> Record:
-        """The record of a trial under which the engine failed again and again."""
+    def abandoned(self, opened: OpenTrial, commit: str) -> Record:
+        """The record of a trial under which the engine failed again and again: no verdict on the candidate."""
         failed = Measurement(
             ending=None,
-            reason=f"the engine failed {len(opened.failures)} times under this trial, at last: {opened.failures[-1]}",
+            reason=f"the engine failed under this trial each time that it was tried, in {len(opened.failures)} invocations, at last: {opened.failures[-1]}",
             seconds=Seconds(),
         )
-        record = self._record(opened, commit, [*measurements_of(opened), failed])
-        return replace(record, verdict=Verdict.REPEAT) if opened.proposed.get("repeat") else record
+        return replace(self._record(opened, commit, [*measurements_of(opened), failed]), verdict=Verdict.ABANDONED)
 
     def barred(self, opened: OpenTrial, commit: str, barred: Barred) -> Record:
         """The record of a proposal that a gate did not let through after it was written down."""

@@ -39,6 +39,8 @@ class Verdict(StrEnum):
     """The proposal was refused before a container was spent on it."""
     REPEAT = "repeat"
     """The champion measured once more with another seed: known better, never compared with itself."""
+    ABANDONED = "abandoned"
+    """Nothing is known about it: the engine failed, or something else disturbed it, each time that it was tried."""
 
 
 class Kind(StrEnum):

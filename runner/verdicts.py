@@ -20,11 +20,11 @@ from runner.measure import Measurement
 from runner.noise import Noise, pooled
 from runner.records import brief, has_score, measurements_of
 from runner.settings import JudgeOptions
-from runner.trial import Measured, Record, Verdict
+from runner.trial import Ending, Measured, Record, Verdict
 
 NOISE_IN_SLACKS = 15.0
 """Charges up to so many slacks were seen on honest work beside busy neighbours (docs/score.md)."""
-UNJUDGED = (Verdict.CRASH, Verdict.INVALID)
+UNJUDGED = (Verdict.CRASH, Verdict.INVALID, Verdict.ABANDONED)
 """Verdicts whose scores, if there are any, are not believed."""
 
 
@@ -83,7 +83,7 @@ def next_step(opened: OpenTrial, records: Sequence[Record], base: str, rule: Rul
     repeat = bool(opened.proposed.get("repeat"))
     for index, one in enumerate(measured):
         if not has_score(one):
-            return Step(do=Do.CONCLUDE, verdict=Verdict.REPEAT if repeat else Verdict.CRASH, reason=_failure(opened, index, one))
+            return Step(do=Do.CONCLUDE, verdict=_without_score(one, repeat=repeat), reason=_failure(opened, index, one))
     broken = next((one.guards_broken for one in measured if one.guards_broken), None)
     if opened.proposed["baseline"] and broken is not None:
         # Within bounds that the unmodified file breaks there is nothing to search for.
@@ -225,6 +225,12 @@ def _sample(measured: Sequence[Measured], charge: Callable[[Measured], float]) -
 
 def _tries(records: Sequence[Record], commit: str) -> int:
     return sum(max(len(record.measurements), 1) for record in records if record.commit == commit)
+
+
+def _without_score(measured: Measurement, *, repeat: bool) -> Verdict:
+    if measured.ending is Ending.INVALID_ENVIRONMENT:
+        return Verdict.ABANDONED
+    return Verdict.REPEAT if repeat else Verdict.CRASH
 
 
 def _failure(opened: OpenTrial, index: int, measured: Measurement) -> str:

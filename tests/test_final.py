@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from runner import ledger
 from runner.cli import app
 from runner.durable import file_sha256
-from runner.errors import BaselineError, DataError, EngineError, UsageError
+from runner.errors import BaselineError, DataError, EngineFailedError, UsageError
 from runner.final import (
     FIRST_SEED,
     FRESH_SEEDS_PER_RUN,
@@ -439,7 +439,7 @@ def test_a_finished_report_measures_nothing_more(make: Callable[..., Bench]) -> 
 
 
 @pytest.mark.parametrize("at", range(4))
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), EngineError("gone")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), EngineFailedError("gone")])
 def test_a_report_that_was_interrupted_goes_on_where_it_was(
     make: Callable[..., Bench], at: int, error: BaseException
 ) -> None:
@@ -473,9 +473,9 @@ def test_a_torn_last_line_of_the_journal_costs_one_measurement(make: Callable[..
 
 def test_a_commit_under_which_the_engine_always_fails_is_given_up(make: Callable[..., Bench]) -> None:
     bench = make("SCORE = 1.5\n")
-    bench.measurer.raises = [None, None, *[EngineError("no")] * 3]
+    bench.measurer.raises = [None, None, *[EngineFailedError("no")] * 3]
     for _ in range(3):
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineFailedError):
             bench.measure()
 
     champion = bench.measure().line[-1]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runner import leases
-from runner.errors import EngineError
+from runner.errors import EngineFailedError, GpuError, StuckContainerError
 from runner.sandbox.container import ORPHAN_GRACE_SECONDS
 from runner.sandbox.leased import LeasedSandbox
 from runner.trial import Ending, Limits, Progress, Result, TrialSpec
@@ -70,11 +70,31 @@ def test_the_note_is_there_before_the_container_starts_and_gone_after_it(tmp_pat
 def test_after_an_error_the_note_stays_unless_the_container_is_known_to_be_gone(tmp_path: Path, *, gone: bool) -> None:
     def failing() -> None:
         with leases.held(tmp_path, "GPU-1", run="r", engine="E", gone=lambda *_: gone) as lease:
-            sandbox = LeasedSandbox(FakeSandbox(lambda: None, EngineError("it does not die")), lease)
+            sandbox = LeasedSandbox(FakeSandbox(lambda: None, EngineFailedError("it stopped answering")), lease)
             sandbox.run(SPEC, tmp_path, created=lambda _: None, progress=lambda _: None)
 
-    with pytest.raises(EngineError):
+    with pytest.raises(EngineFailedError):
         failing()
 
     (path,) = tmp_path.glob("*.lease")
     assert ('"container": "c0ffee"' in path.read_text()) is not gone
+
+
+def test_a_container_that_does_not_die_keeps_its_gpu_for_a_week(tmp_path: Path) -> None:
+    def stuck() -> None:
+        with leases.held(tmp_path, "GPU-1", run="r", engine="E", gone=lambda *_: False) as lease:
+            sandbox = LeasedSandbox(FakeSandbox(lambda: None, StuckContainerError("it does not die")), lease)
+            sandbox.run(SPEC, tmp_path, created=lambda _: None, progress=lambda _: None)
+
+    with pytest.raises(StuckContainerError):
+        stuck()
+
+    (path,) = tmp_path.glob("*.lease")
+    note = json.loads(path.read_text())
+    assert note["container"] == "c0ffee"
+    assert note["deadline"] > leases.now() + 6.9 * 24 * 3600
+    with pytest.raises(GpuError, match=r"left a container that may run for 60\d{4} s more"), leases.held(tmp_path, "GPU-1", run="x", engine="E", gone=lambda *_: False):
+        pass
+    # Once its owner's engine says that it is gone, the GPU is free.
+    with leases.held(tmp_path, "GPU-1", run="r", engine="E", gone=lambda *_: True):
+        pass

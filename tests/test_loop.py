@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from runner import ledger
-from runner.errors import AgentError, BaselineError, EngineError, GpuError, StateError, UsageError
+from runner.errors import (
+    AgentError,
+    BaselineError,
+    EngineError,
+    EngineFailedError,
+    GpuError,
+    StateError,
+    UsageError,
+)
 from runner.loop import Loop, Outcome, Stops
 from runner.money import Purse
 from runner.protocols import Agent
@@ -292,7 +300,7 @@ def test_asked_to_stop_it_ends_after_the_trial(bench: Bench) -> None:
 
 
 def test_a_failed_sandbox_judges_nothing_and_the_trial_is_run_again(bench: Bench) -> None:
-    bench.measurer.raises = [None] * 2 + [EngineError("the engine stopped answering")]
+    bench.measurer.raises = [None] * 2 + [EngineFailedError("the engine stopped answering")]
     agent = ScriptedAgent(["SCORE = 1.5\n", "SCORE = 1.4\n"])
     with pytest.raises(EngineError):
         bench.run(agent)
@@ -365,19 +373,55 @@ def test_a_baseline_out_of_memory_names_the_next_smaller_preset(bench: Bench) ->
         bench.run(ScriptedAgent([]))
 
 
-def test_a_trial_under_which_the_engine_always_fails_is_given_up(bench: Bench) -> None:
-    """Or a trial that provokes the failure would stand in the way of the run for ever."""
+def test_a_candidate_under_which_the_engine_always_fails_is_abandoned_without_a_verdict(bench: Bench) -> None:
+    """Or one that provokes the failure would stand in the way of the run for ever."""
     sources = ["SCORE = 1.5\n", "SCORE = 1.4\n"]
-    bench.measurer.raises = [None] * 2 + [EngineError("it stopped answering")] * 3
+    bench.measurer.raises = [None] * 2 + [EngineFailedError("it stopped answering")] * 3
     for _ in range(3):
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineFailedError):
             bench.run(ScriptedAgent(list(sources)))
     bench.run(ScriptedAgent(list(sources)))
 
-    given_up, other = bench.records[2:]
-    assert (given_up.verdict, given_up.ending, given_up.val_bpb) == (Verdict.CRASH, None, None)
-    assert given_up.reason == "the engine failed 3 times under this trial, at last: it stopped answering"
+    abandoned, other = bench.records[2:]
+    assert (abandoned.verdict, abandoned.ending, abandoned.val_bpb) == (Verdict.ABANDONED, None, None)
+    assert abandoned.reason == "the engine failed under this trial each time that it was tried, in 3 invocations, at last: it stopped answering"
     assert other.verdict is Verdict.KEEP
+
+
+def test_what_was_abandoned_may_be_tried_again(bench: Bench) -> None:
+    """Nothing is known about it, so it is no repetition."""
+    def refuse(source: str, champion: str, tried: Mapping[str, int]) -> Barred | None:
+        return Barred(reason=f"the same as trial {tried[source]}") if source in tried else None
+
+    bench.gate = Gate(fingerprint=lambda source: source, refuse=refuse)
+    bench.measurer.raises = [None] * 2 + [EngineFailedError("it stopped answering")] * 3
+    for _ in range(3):
+        with pytest.raises(EngineFailedError):
+            bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"] * 3))
+
+    assert [record.verdict for record in bench.records[2:]] == [Verdict.ABANDONED, Verdict.KEEP, Verdict.INVALID]
+
+
+def test_an_engine_that_is_not_fit_is_no_failure_under_a_candidate(bench: Bench) -> None:
+    """A missing image or a full disk has nothing to do with it."""
+    bench.measurer.raises = [None] * 2 + [EngineError("the engine has no image sha256:1")] * 4
+    for _ in range(4):
+        with pytest.raises(EngineError):
+            bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+    bench.run(ScriptedAgent(["SCORE = 1.5\n"]))
+
+    assert [record.verdict for record in bench.records[2:]] == [Verdict.KEEP]
+
+
+def test_a_baseline_is_never_abandoned(bench: Bench) -> None:
+    bench.measurer.raises = [EngineFailedError("it stopped answering")] * 5
+    for _ in range(5):
+        with pytest.raises(EngineFailedError):
+            bench.run(ScriptedAgent([]))
+    bench.run(ScriptedAgent([]))
+
+    assert [record.verdict for record in bench.records] == [Verdict.BASELINE] * 2
 
 
 def test_an_interruption_is_no_failure_of_the_engine(bench: Bench) -> None:
@@ -610,14 +654,14 @@ def test_what_was_measured_is_never_measured_again(bench: Bench, point: int) -> 
 
 
 def test_an_engine_that_fails_under_the_champion_leaves_the_candidate_waiting(bench: Bench) -> None:
-    bench.measurer.raises = [None] * 4 + [EngineError("it stopped answering")] * 3
+    bench.measurer.raises = [None] * 4 + [EngineFailedError("it stopped answering")] * 3
     for _ in range(3):
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineFailedError):
             bench.run(ScriptedAgent([NEAR]))
     bench.run(ScriptedAgent([NEAR]))
 
-    given_up = bench.records[3]
-    assert (given_up.verdict, given_up.ending, given_up.val_bpb) == (Verdict.REPEAT, None, None)
+    abandoned = bench.records[3]
+    assert (abandoned.verdict, abandoned.ending, abandoned.val_bpb) == (Verdict.ABANDONED, None, None)
     assert bench.records[2].verdict in {Verdict.DISCARD, Verdict.KEEP}
 
 
@@ -792,7 +836,7 @@ def test_a_trial_that_is_disturbed_every_time_is_never_kept_and_three_of_them_en
     bench.measurer.disturbed = 3
     bench.run(ScriptedAgent(["SCORE = 1.5\n", "SCORE = 1.9\n"]))
     given_up, next_one = bench.records[2:]
-    assert (given_up.ending, given_up.verdict, given_up.val_bpb) == (Ending.INVALID_ENVIRONMENT, Verdict.CRASH, None)
+    assert (given_up.ending, given_up.verdict, given_up.val_bpb) == (Ending.INVALID_ENVIRONMENT, Verdict.ABANDONED, None)
     assert given_up.reason == "train: process 7 computed on its GPU too"
     assert next_one.ending is Ending.FINISHED
 

@@ -133,7 +133,7 @@ def test_status_for_a_machine_knows_null() -> None:
         "verdict": "keep",
         "idea": "idea 2",
     }
-    assert values["counts"] == {"baseline": 2, "keep": 1, "discard": 1, "crash": 1, "invalid": 1, "repeat": 0}
+    assert values["counts"] == {"baseline": 2, "keep": 1, "discard": 1, "crash": 1, "invalid": 1, "repeat": 0, "abandoned": 0}
 
 
 def test_show_tells_everything_about_a_trial() -> None:

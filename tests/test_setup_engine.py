@@ -81,7 +81,7 @@ def serving(server: UnixServer | TcpServer) -> Iterator[None]:
 
 
 @contextmanager
-def on_socket(path: Path, kind: type[FakeEngine] = FakeEngine) -> Iterator[Endpoint]:
+def on_socket(path: Path, kind: type[BaseHTTPRequestHandler] = FakeEngine) -> Iterator[Endpoint]:
     with serving(UnixServer(str(path), kind)):
         yield Endpoint(f"unix://{path}", "default")
 

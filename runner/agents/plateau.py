@@ -25,8 +25,8 @@ IDEA_WIDTH = 120
 THE_TUNERS = (Suggested.UNSEEN, Suggested.TAKEN, Suggested.FALLBACK)
 """Proposals that are the tuner's own, in a hybrid."""
 ALONE = (Suggested.UNSEEN, Suggested.FALLBACK)
-NO_TRIES = (*NO_IDEAS, Verdict.INVALID)
-"""Nothing was tried: measurements of what is known, and proposals that came to no trial."""
+NO_TRIES = (*NO_IDEAS, Verdict.INVALID, Verdict.ABANDONED)
+"""Nothing was tried: measurements of what is known, proposals that came to no trial, and trials that came to no verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ IN_THE_FORM = "Answer with one proposal in the form above, and nothing else."
 NEAR_MISSES = (
     "None of these was kept, and none is clearly worse than the champion: each may be a small gain that noise hid, and two small gains together may be seen."
 )
-NO_SCORE = (Verdict.CRASH, Verdict.INVALID)
+NO_SCORE = (Verdict.CRASH, Verdict.INVALID, Verdict.ABANDONED)
 
 Count = Callable[[str], int]
 """Tokens of a text, for the model."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from runner.prepare import Prepared, PrepareOptions
     from runner.protocols import Sandbox
     from runner.sandbox.docker import DockerSandbox, Engine
+    from runner.sandbox.steady import SteadySandbox
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
     from runner.tried import Barred, Candidate, Gate
@@ -34,6 +35,8 @@ MAX_SLOTS = 64
 WITHOUT_DRY_RUN = ("tuner", "hand")
 """Who sets constants within ranges that a person gave fails seldom, and a dry run would cost every trial seconds.  And who asks for a
 trial of this very file gets one."""
+WAIT, MAX_WAIT_SECONDS = "AUTORESEARCH_ENGINE_WAIT", 24 * 3600.0
+"""The environment variable that says how many seconds an engine is waited for that failed in the middle of a run."""
 ISOLATION = "isolation.sha256"
 """In the state folder: of the engine, kernel, image and probe on which isolation was last seen to hold."""
 
@@ -368,6 +371,37 @@ def check_runtime(runtime: str | None, info: Mapping[str, Any]) -> None:
     known = sorted(info.get("Runtimes") or ())
     if runtime is not None and runtime not in known:
         message = f"--runtime {runtime}: the engine has {', '.join(known)}; docs/security.md says how gVisor is added"
+        raise EngineError(message)
+
+
+def steady(sandbox: Sandbox, *, stopping: Callable[[], bool]) -> SteadySandbox:
+    """The sandbox, made to outlive failures of the engine.  Raises `UsageError` if the environment says no sensible patience."""
+    from runner.sandbox.steady import WAIT_SECONDS, Patience, SteadySandbox
+    from runner.setup.engine import State, discover, examine
+
+    def absent() -> str | None:
+        found = examine(discover(os.environ))
+        return None if found.state is State.READY else found.message
+
+    said = os.environ.get(WAIT, str(WAIT_SECONDS))
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= MAX_WAIT_SECONDS:
+        message = f"{WAIT}={said}: how many seconds an engine that failed is waited for, 0 to {MAX_WAIT_SECONDS:.0f}"
+        raise UsageError(message)
+    return SteadySandbox(sandbox, absent=absent, stopping=stopping, patience=Patience(seconds=seconds))
+
+
+def same_engine(client: Engine, known: str) -> None:
+    """Raise `EngineError` if another engine answers than the one that the run's images and volumes are on."""
+    from runner.sandbox.translate import engine_errors
+
+    with engine_errors():
+        found = str(client.info()["ID"])
+    if found != known:
+        message = f"another engine answers now than before it failed (id {found}, not {known}): its images are not those of this run. Start the one from before and run the same command again"
         raise EngineError(message)
 
 

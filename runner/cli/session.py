@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from runner.prepare import Prepared
     from runner.protocols import Agent, Sandbox, View
     from runner.sandbox.docker import DockerSandbox, Engine
+    from runner.sandbox.steady import SteadySandbox
     from runner.task import Task
     from runner.tried import Gate
     from runner.workspace import Workspace
@@ -112,13 +114,19 @@ class Session:
         trial_labels = tuple({**labels, "autoresearch.run": header["id"], "autoresearch.tag": self.folder.name}.items())
         offered = cdi.offered(client) if header["gpu"] else frozenset()
         engine = DockerSandbox(client, gpu=gpus.reading, cdi=offered, runtime=header.get("runtime"))
-        engine.reap({"autoresearch.run": header["id"]})
-        parts.reap_dead(engine, self.workspace.state)
-        with _leaving_nothing(engine, header["id"]), parts.leased(engine, client, header["gpu"], run=self.folder.name) as sandbox:
-            parts.try_isolation(
-                sandbox, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered,
-                runtime=header.get("runtime"), device_file=gpus.find(header["gpu"]).device_file if header["gpu"] else None, again=self.probed_anew,
+        left = engine.reap({"autoresearch.run": header["id"]}) + parts.reap_dead(engine, self.workspace.state)
+        if left:
+            typer.echo(f"note: removed {left} containers and volumes that an earlier runner left in the engine", err=self.as_json)
+        with _leaving_nothing(engine, header["id"]), parts.leased(engine, client, header["gpu"], run=self.folder.name) as leased:
+            sandbox = parts.steady(leased, stopping=(self.folder / "stop").exists)
+            sandbox.needs(partial(parts.same_engine, client, str(client.info()["ID"])))
+            sandbox.needs(partial(engine.reap, {"autoresearch.run": header["id"]}))
+            try_isolation = partial(
+                parts.try_isolation, leased, client, self.workspace.state, header["image"], header["gpu"], dict(trial_labels), cdi=offered,
+                runtime=header.get("runtime"), device_file=gpus.find(header["gpu"]).device_file if header["gpu"] else None,
             )  # fmt: skip
+            again = iter([self.probed_anew])
+            sandbox.needs(lambda: try_isolation(again=next(again, True)))
             if task.score.reported:
                 yield self._reporting(sandbox, task, header, trial_labels), parts.gate(task, None)
             else:
@@ -139,7 +147,7 @@ class Session:
 
     @contextmanager
     def _auditing(
-        self, sandbox: Sandbox, client: Engine, task: Task, prepared: Prepared, trial_labels: tuple[tuple[str, str], ...]
+        self, sandbox: SteadySandbox, client: Engine, task: Task, prepared: Prepared, trial_labels: tuple[tuple[str, str], ...]
     ) -> Iterator[tuple[Measurer, DryRun | None]]:
         """What measures, and what tries first; None where the task has no dry run."""
         from runner.dryrun import PROGRAM, DryRun
@@ -157,9 +165,14 @@ class Session:
         with ExitStack() as stack:
             timed = task.budget.seconds is not None
             rows = stack.enter_context(parts.data_volume(prepared, labels)) if timed else None
-            with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
-                for volume in (*fixed.values(), *([rows] if rows else [])):
-                    provide(client, header["image"], volume)
+            volumes = [*fixed.values(), *([rows] if rows else [])]
+
+            def fill() -> None:
+                with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
+                    for volume in volumes:
+                        provide(client, header["image"], volume)
+
+            sandbox.needs(fill)
             place = Place(
                 images=PhaseImages(**header["images"]),
                 gpu=header["gpu"],

@@ -26,6 +26,7 @@ from runner.trial import Progress, Record, Verdict
 log = structlog.get_logger()
 
 LINE_SECONDS = 5.0
+NO_SCORE = (Verdict.CRASH, Verdict.INVALID, Verdict.ABANDONED)
 IDEA_WIDTH = 48
 
 
@@ -112,10 +113,10 @@ def trial_line(record: Record, best: float | None) -> str:
     mark = "" if best is None else f"best {best:.4f}"
     steps = "" if record.steps is None else f"{record.steps} steps"
     idea = plain(record.idea, IDEA_WIDTH)
-    why = f"  ({plain(record.reason, 100)})" if record.verdict in (Verdict.CRASH, Verdict.INVALID) else ""
+    why = f"  ({plain(record.reason, 100)})" if record.verdict in NO_SCORE else ""
     count = len(record.measurements)
     why = f"  (mean of {count})" if not why and count > 1 else why
-    return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<8}  {steps:>9}  {total:>7}  {mark}{why}"
+    return f"{record.trial:>4}  {idea:<{IDEA_WIDTH}}  {score}  {record.verdict:<9}  {steps:>9}  {total:>7}  {mark}{why}"
 
 
 class Unharmed:

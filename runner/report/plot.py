@@ -198,7 +198,7 @@ def _marks(axes: Axes, records: Sequence[Record], scale: _Scale) -> None:
                 label=style.name,
             )
     _at_the_top(axes, beyond, height=0.935, marker="^", color=GREY, name="off the scale")
-    for name, verdict, color in (("crashed", Verdict.CRASH, RED), ("refused", Verdict.INVALID, ORANGE)):
+    for name, verdict, color in (("crashed", Verdict.CRASH, RED), ("refused", Verdict.INVALID, ORANGE), ("abandoned", Verdict.ABANDONED, GREY)):
         trials = [record.trial for record in records if record.verdict is verdict]
         _at_the_top(axes, trials, height=0.985, marker="x", color=color, name=name)
 
@@ -245,7 +245,7 @@ def _title(summary: Summary, tag: str) -> str:
     ]
     tally += [
         f"{count[verdict]} {name}"
-        for verdict, name in ((Verdict.CRASH, "crashed"), (Verdict.INVALID, "refused"))
+        for verdict, name in ((Verdict.CRASH, "crashed"), (Verdict.INVALID, "refused"), (Verdict.ABANDONED, "abandoned"))
         if count[verdict]
     ]
     label = "scores unverified" if summary.unverified else ""

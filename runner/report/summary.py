@@ -10,6 +10,7 @@ from runner.trial import Record, Verdict
 
 NO_IDEAS = (Verdict.BASELINE, Verdict.REPEAT)
 """Verdicts of measurements that try nothing new."""
+UNJUDGED = (*NO_IDEAS, Verdict.ABANDONED)
 AUDITED = "audited"
 
 
@@ -36,8 +37,8 @@ class Summary:
 
     @property
     def trials(self) -> int:
-        """Judged trials; baselines, and champions measured again, not counted."""
-        return sum(count for verdict, count in self.counts.items() if verdict not in NO_IDEAS)
+        """Judged trials; baselines, champions measured again and what was abandoned not counted."""
+        return sum(count for verdict, count in self.counts.items() if verdict not in UNJUDGED)
 
     @property
     def unverified(self) -> bool:

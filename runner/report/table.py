@@ -24,6 +24,7 @@ STYLES = {
     Verdict.CRASH: "red",
     Verdict.INVALID: "red",
     Verdict.REPEAT: "cyan",
+    Verdict.ABANDONED: "yellow",
 }
 BEST = 5
 """How many rows the table of the best has, once there are clearly more trials than that."""
@@ -174,7 +175,8 @@ def _counts(summary: Summary) -> str:
     if count[Verdict.INVALID]:
         parts.append(f"{count[Verdict.INVALID]} refused")
     again = f", champions measured again {count[Verdict.REPEAT]} times" if count[Verdict.REPEAT] else ""
-    return f"{summary.trials} judged: {', '.join(parts)}; {count[Verdict.BASELINE]} of the baseline before{again}"
+    lost = f", {count[Verdict.ABANDONED]} abandoned without a verdict" if count[Verdict.ABANDONED] else ""
+    return f"{summary.trials} judged: {', '.join(parts)}; {count[Verdict.BASELINE]} of the baseline before{again}{lost}"
 
 
 def _last(record: Record) -> str:

@@ -6,7 +6,7 @@ counts keeps and discards, and ranks keeps by their distance to the keep before.
 - The first baseline is a `keep`, as upstream's own first row is.  Its repeats are `discard`: they are the
   same file with other seeds, and a lucky one would otherwise show as progress that nobody made.
 - A champion that was measured again is `discard` too: nobody proposed it.
-- Whatever has no score (crashed, out of time or memory, refused) is a `crash` with 0.000000, as upstream has it.
+- Whatever has no score (crashed, out of time or memory, refused, abandoned) is a `crash` with 0.000000, as upstream has it.
 - The reason of the verdict follows the description, after a bar; scores that nobody checked are called unverified.
 - The column `val_bpb` holds a reported metric as it is, also one that should grow; the notebook would draw that falling.
 - No description begins a quoted field or reads as a missing value.

@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import docker.errors
-
 from runner.disturbance import Reading
-from runner.errors import EngineError
+from runner.errors import EngineFailedError
 from runner.interrupts import held_back
 from runner.sandbox import container
 from runner.sandbox.cputime import CpuClock
@@ -28,6 +26,7 @@ from runner.sandbox.translate import (
     remove_container,
     remove_volume,
 )
+from runner.sandbox.witness import Witness
 from runner.trial import Ending, Progress, Result, TrialSpec
 
 if TYPE_CHECKING:
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 READY_POLL_SECONDS = 0.05
-LATE_SECONDS = 0.5
-"""An exit seen this much after the deadline was after it, whatever the engine took to answer."""
+SLOW_SECONDS = 0.5
+"""An engine that takes longer for an answer that a trial is timed by does not show when things happened."""
 
 
 class DockerSandbox:
@@ -133,21 +132,26 @@ class _Watch:
     ) -> None:
         self._client, self._spec, self._held, self._id = client, spec, held, identifier
         self._destination, self._progress = destination, progress
+        self._witness = Witness(client, identifier)
         self._stopped: Stop | None = None
         self._started = self._gate = 0.0
+        self._gate_took = 0.0
+        """Seconds between the start of the clock and the moment at which the gate was open for certain."""
         self._cpu_at_gate: float | None = None
         self._told = 0
 
     def run(self, sampler: Sampler) -> Result:
         """Start the container and see it to its end."""
         try:
-            self._client.api.start(self._id)
-            self._started = time.monotonic()
-            clock = CpuClock(self._client, self._id, int(self._state()["Pid"]))
-            with sampler, CpuMeter(clock, self._spec.limits.cpus) as meter:
-                self._until_ready(sampler, meter)
-                ended = self._until_exit(sampler, meter) if self._gate else time.monotonic()
-            state = self._state()
+            with self._witness:
+                self._client.api.start(self._id)
+                self._started = time.monotonic()
+                clock = CpuClock(self._client, self._id, int(self._state()["Pid"]))
+                with sampler, CpuMeter(clock, self._spec.limits.cpus) as meter:
+                    self._until_ready(sampler, meter)
+                    ended = self._until_exit(sampler, meter) if self._gate else time.monotonic()
+                state = self._state()
+                self._witness.refuse(int(state["ExitCode"]))
             self._held.close_gate()
             return replace(
                 undisturbed(self._result(state, ended, sampler.peak_memory), self._spec.phase, sampler.disturbed),
@@ -160,36 +164,50 @@ class _Watch:
     def _until_ready(self, sampler: Sampler, meter: CpuMeter) -> None:
         cap = self._spec.limits.startup_seconds
         while self._state()["Running"]:
+            asked = time.monotonic()
             if self._held.heard():
                 # The clock starts before the gate is open, never after.
                 self._cpu_at_gate = meter.read()
                 self._gate = time.monotonic()
                 self._held.open_gate()
+                self._gate_took = time.monotonic() - self._gate
                 return
             if self._computed_too_much(meter):
                 return
             self._tell(sampler)
-            if time.monotonic() - self._started > cap:
+            # What a slow engine's answer took is not the container's doing.
+            if asked - self._started > cap:
                 self._kill(Stop.STARTUP)
                 return
             time.sleep(READY_POLL_SECONDS)
 
     def _until_exit(self, sampler: Sampler, meter: CpuMeter) -> float:
-        """The moment of the exit, at most one poll late; one that is too late counts as killed."""
-        cap = self._spec.limits.seconds
-        while self._state()["Running"]:
-            left = self._gate + cap - time.monotonic()
-            if left <= 0:
+        """The moment of the exit, at most one poll late."""
+        deadline = self._gate + self._spec.limits.seconds
+        # A gate that a slow engine opened late has cost the container that much of its time, or nothing.
+        latest = deadline + (self._gate_took if self._gate_took > SLOW_SECONDS else 0.0)
+        while True:
+            asked = time.monotonic()
+            if not self._state()["Running"]:
+                self._refuse_slow(asked, deadline)
+                return time.monotonic()
+            if asked >= latest:
                 self._kill(Stop.BUDGET)
-                break
+                return time.monotonic()
             if self._computed_too_much(meter):
-                break
+                return time.monotonic()
             self._tell(sampler)
-            time.sleep(min(POLL_SECONDS, left))
-        ended = time.monotonic()
-        if ended - self._gate > cap + LATE_SECONDS:
-            self._stopped = Stop.BUDGET
-        return ended
+            time.sleep(max(0.0, min(POLL_SECONDS, latest - time.monotonic())))
+
+    def _refuse_slow(self, asked: float, deadline: float) -> None:
+        """Raise `EngineFailedError` if an exit was seen after the deadline and may have been in time."""
+        over = time.monotonic() - deadline
+        if over > SLOW_SECONDS:
+            message = (
+                f"the container's exit was seen {over:.1f} s after its deadline, by an answer that took the engine {time.monotonic() - asked:.1f} s, and "
+                f"opening the gate took {self._gate_took:.1f} s: whether it was in time is not known"
+            )
+            raise EngineFailedError(message)
 
     def _computed_too_much(self, meter: CpuMeter) -> bool:
         """Kills what has used more processor seconds than it may."""
@@ -209,13 +227,15 @@ class _Watch:
 
     def _kill(self, why: Stop) -> None:
         self._stopped = why
+        self._witness.ours()
         give_up = time.monotonic() + self._spec.limits.kill_seconds
-        with suppress(docker.errors.APIError):  # it may have ended by itself
+        with suppress(*ENGINE_TROUBLE):  # it may have ended by itself, and whether it did is asked now
             self._client.api.kill(self._id, "SIGKILL")
         while self._state()["Running"]:
             if time.monotonic() > give_up:
-                message = f"container {self._id[:12]} does not die: see `docker inspect {self._id[:12]}`"
-                raise EngineError(message)
+                # Whether it lives on, its removal finds out: this may be the engine's doing alone.
+                message = f"the engine did not kill container {self._id[:12]} within {self._spec.limits.kill_seconds:.0f} s"
+                raise EngineFailedError(message)
             time.sleep(READY_POLL_SECONDS)
 
     def _state(self) -> dict[str, Any]:
@@ -225,7 +245,7 @@ class _Watch:
         limits = self._spec.limits
         if state["Status"] not in ("exited", "dead") or state.get("Error"):
             message = f"container {self._id[:12]} ended as {state['Status']}: {state.get('Error') or 'no reason given'}"
-            raise EngineError(message)
+            raise EngineFailedError(message)
         facts = Exit(
             exit_code=state["ExitCode"],
             out_of_memory=state["OOMKilled"],

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import docker.errors
 
-from runner.errors import EngineError
+from runner.errors import EngineFailedError, StuckContainerError
 from runner.interrupts import held_back
 from runner.sandbox import container, transfer
 from runner.sandbox.create import create_container
@@ -48,6 +48,9 @@ class Holder:
         A prepared volume may still be open if the runner before this one was killed.
         """
         spec, labels = self._spec, dict(self._spec.labels)
+        for mount in spec.volumes:
+            # The engine would make an empty one in the place of one that is gone, and the trial would seem to crash.
+            self._client.api.inspect_volume(mount.volume)
         base = first_uid(self._client.info())
         volumes = [
             (self.in_volume, container.in_volume_options(spec, base)),
@@ -103,10 +106,10 @@ class Holder:
         try:
             stream, stat = self._client.api.get_archive(self._name, path, chunk_size=transfer.CHUNK)
         except docker.errors.NotFound:
+            self._refuse_ended()
             return False
         except docker.errors.APIError as error:
-            if not self._client.api.inspect_container(self._name)["State"]["Running"]:
-                raise
+            self._refuse_ended()
             message = "cannot be read"  # a link to itself, for example
             raise RefusedOutputError(message) from error
         if stat["mode"] & _NOT_REGULAR:
@@ -118,13 +121,21 @@ class Holder:
         transfer.receive(stream, destination, max_bytes=max_bytes)
         return True
 
-    def remove(self) -> None:
+    def remove(self, *, volumes: bool = True) -> None:
         """Remove holder and volumes; idempotent, also halfway through `start`."""
         remove_container(self._client, self._name)
+        if not volumes:
+            return
         remove_volume(self._client, self.in_volume)
         remove_volume(self._client, self.out_volume)
         if self.kept_volume:
             remove_volume(self._client, self.kept_volume)
+
+    def _refuse_ended(self) -> None:
+        """Raise `EngineFailedError`, or what docker-py raises, if the holder is gone and with it all that was written."""
+        if not self._client.api.inspect_container(self._name)["State"]["Running"]:
+            message = f"container {self._name} was ended from outside, and with it went what the trial had written"
+            raise EngineFailedError(message)
 
     def _chmod(self, mode: str, folders: list[str]) -> None:
         if not folders:
@@ -134,17 +145,21 @@ class Holder:
         if self._client.api.exec_inspect(created["Id"])["ExitCode"] != 0:
             said = output.decode(errors="replace").strip()
             message = f"the gate could not be set to {mode} in the holder container: {said}"
-            raise EngineError(message)
+            raise EngineFailedError(message)
 
 
 @contextmanager
 def holder(client: DockerClient, spec: TrialSpec) -> Iterator[Holder]:
     """A started `Holder`, gone at the end whatever happens."""
     held = Holder(client, spec, f"autoresearch-{uuid.uuid4().hex[:12]}")
+    in_use = False
     try:
         with engine_errors(spec.image):
             held.start()
         yield held
+    except StuckContainerError:
+        in_use = True  # as long as that container lives, its volumes cannot be removed
+        raise
     finally:
         with held_back(), engine_errors(spec.image):
-            held.remove()
+            held.remove(volumes=not in_use)

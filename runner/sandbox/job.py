@@ -164,7 +164,7 @@ class PrepareJob:
             self._image, volumes=volumes, labels=labels, limits=self._limits, network=spec.network
         )
         name = volumes["/in"]
-        # By name, which is known before the engine answers: a signal may come in between.
+        # By name, which is known before the engine answers: a signal may come in between, and its answer be lost.
         try:
             identifier = create_container(self._client, body, name)
             self._client.api.start(identifier)

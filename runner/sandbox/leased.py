@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from runner.errors import StuckContainerError
 from runner.leases import Lease
 from runner.protocols import Sandbox
 from runner.sandbox.container import ORPHAN_GRACE_SECONDS
@@ -33,7 +34,11 @@ class LeasedSandbox:
             self._lease.cover(identifier, seconds)
             created(identifier)
 
-        result = self._inner.run(spec, destination, created=noted, progress=progress)
+        try:
+            result = self._inner.run(spec, destination, created=noted, progress=progress)
+        except StuckContainerError:
+            self._lease.stuck()
+            raise
         # Not after an error: then the container may be there still.
         self._lease.uncover()
         return result

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,18 +63,83 @@ def place() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+def _program(process: int) -> str:
+    """The name of what a process runs; empty if it is gone."""
+    try:
+        return Path(os.fsdecode(Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0])).name
+    except OSError:
+        return ""
+
+
+@dataclass(kw_only=True)
+class Rootful:
+    """A Docker engine of root's that can be killed and started again; what is on its disk stays."""
+
+    folder: Path
+    arguments: tuple[str, ...] = ()
+    path: str = ""
+    """Goes before the PATH on which it, and what it looks for, are found."""
+    data: Path | None = None
+    """Where it keeps images; None: in `folder`."""
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.folder}/s"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        folder = self.folder
+        command = [
+            "dockerd", "--data-root", f"{self.data or folder / 'data'}", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
+            "--containerd-namespace", folder.name, "--containerd-plugins-namespace", f"{folder.name}-plugins",
+            "-H", self.address, *DOCKERD, *self.arguments,
+        ]  # fmt: skip
+        search = f"{self.path}{os.pathsep}{os.environ['PATH']}" if self.path else os.environ["PATH"]
+        self._process = _started(folder, command, {"PATH": search}, self.address)
+
+    def kill(self) -> None:
+        """Without a word, and with it its containerd, which the kernel ends too.  Containers go on until the next start ends them."""
+        assert self._process is not None
+        victims = [self._process.pid, *(one for one in processes(self.folder) if _program(one) == "containerd")]
+        for process in victims:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._process.wait()
+        # The next engine would take a dying containerd for one that it can use.
+        end = time.monotonic() + STOP_SECONDS
+        while any(Path(f"/proc/{process}").exists() for process in victims) and time.monotonic() < end:
+            time.sleep(0.05)
+
+    def terminate(self) -> None:
+        """As a person does who restarts it: it ends its containers first."""
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(STOP_SECONDS)
+
+    def stop(self) -> None:
+        """With everything that runs there."""
+        if self._process is not None:
+            _stopped(self._process, self.address)
+
+
+@contextmanager
+def restartable(*arguments: str, path: str = "", data: Path | None = None) -> Iterator[Rootful]:
+    """A started engine of root's; `data` is where it keeps images, by default in its own folder."""
+    with place() as folder:
+        engine = Rootful(folder=folder, arguments=arguments, path=path, data=data)
+        try:
+            engine.start()
+            yield engine
+        finally:
+            engine.stop()
+
+
 @contextmanager
 def rootful(*arguments: str, path: str = "") -> Iterator[str]:
     """The address of a Docker engine of root's; `path` goes before the PATH on which it, and what it looks for, are found."""
-    with place() as folder:
-        command = [
-            "dockerd", "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec", "--pidfile", f"{folder}/pid",
-            "--containerd-namespace", folder.name, "--containerd-plugins-namespace", f"{folder.name}-plugins",
-            "-H", f"unix://{folder}/s", *DOCKERD, *arguments,
-        ]  # fmt: skip
-        search = f"{path}{os.pathsep}{os.environ['PATH']}" if path else os.environ["PATH"]
-        with _running(folder, command, {"PATH": search}) as address:
-            yield address
+    with restartable(*arguments, path=path) as engine:
+        yield engine.address
 
 
 @contextmanager
@@ -133,7 +199,8 @@ def carry(engine: DockerClient, image: str, address: str) -> None:
     """Give the engine at `address` the image with this id."""
     other = docker.DockerClient(base_url=address, version="auto", timeout=300)
     try:
-        other.api.load_image(engine.api.get_image(image))  # type: ignore[no-untyped-call]
+        for _ in other.api.load_image(engine.api.get_image(image)):  # type: ignore[no-untyped-call]
+            pass
         assert other.api.inspect_image(image)["Id"].removeprefix("sha256:") == image.removeprefix("sha256:")  # type: ignore[no-untyped-call]
     finally:
         other.close()
@@ -160,28 +227,45 @@ def _kill_containers(address: str) -> None:
 @contextmanager
 def _running(folder: Path, command: Sequence[str], environment: Mapping[str, str], socket: str = "s") -> Iterator[str]:
     """What `command` serves at the unix socket `socket` in `folder`, from the moment at which it answers."""
+    address = f"unix://{folder}/{socket}"
+    process = _started(folder, command, environment, address)
+    try:
+        yield address
+    finally:
+        _stopped(process, address)
+
+
+def _started(folder: Path, command: Sequence[str], environment: Mapping[str, str], address: str) -> subprocess.Popen[bytes]:
     log = folder / "log"
-    with log.open("wb") as written:
+    with log.open("ab") as written:
         process = subprocess.Popen(
             ["unshare", "--net", "--", *command],
             stdin=subprocess.DEVNULL, stdout=written, stderr=subprocess.STDOUT, start_new_session=True,
             env={**os.environ, **environment},
         )  # fmt: skip
     try:
-        endpoint = Endpoint(f"unix://{folder}/{socket}", "a test")
-        end = time.monotonic() + START_SECONDS
-        while examine(endpoint).state is not State.READY:
-            if process.poll() is not None or time.monotonic() > end:
-                said = log.read_text(errors="replace")[-3000:]
-                message = f"{command[0]} does not answer: {examine(endpoint).message}\n{said}"
-                raise AssertionError(message)
-            time.sleep(0.1)
-        yield endpoint.url
-    finally:
-        _kill_containers(f"unix://{folder}/{socket}")
-        process.terminate()
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _await(process, Endpoint(address, "a test"), log)
+    except BaseException:
+        _stopped(process, address)
+        raise
+    return process
+
+
+def _await(process: subprocess.Popen[bytes], endpoint: Endpoint, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while examine(endpoint).state is not State.READY:
+        if process.poll() is not None or time.monotonic() > end:
+            said = log.read_text(errors="replace")[-3000:]
+            message = f"{process.args!r} does not answer: {examine(endpoint).message}\n{said}"
+            raise AssertionError(message)
+        time.sleep(0.1)
+
+
+def _stopped(process: subprocess.Popen[bytes], address: str) -> None:
+    _kill_containers(address)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
