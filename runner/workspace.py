@@ -194,8 +194,15 @@ class Workspace:
 
     def start_branch(self, tag: str, commit: str) -> None:
         """Create the run branch.  Raises `StateError` if it exists elsewhere."""
-        if self.tip(tag) != commit:
+        tip = self.tip(tag)
+        if tip is None:
             self._swap(branch_ref(tag), commit, _ABSENT)
+        elif tip != commit:
+            message = (
+                f"the branch autoresearch/{tag} is {tip[:7]}, but this run has no trial yet and starts at {commit[:7]}: put it back "
+                f"(`git update-ref {branch_ref(tag)} {commit}`) or start another --tag"
+            )
+            raise StateError(message)
 
     def keep(self, tag: str, candidate: str, champion: str) -> None:
         """Move the run branch from `champion` to `candidate`; nothing if it is there already.

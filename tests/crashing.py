@@ -42,9 +42,8 @@ def in_a_process(scene: Scene, work: Callable[[], None], before: Callable[[], No
         try:
             os.environ["TMPDIR"] = str(scene.temporary)
             tempfile.tempdir = None
-            with (scene.root.with_name(f"{scene.root.name}.said")).open("w") as said:
-                os.dup2(said.fileno(), 1)
-                os.dup2(said.fileno(), 2)
+            said = scene.root.with_name(f"{scene.root.name}.said").open("w", buffering=1)
+            sys.stdout = sys.stderr = said
             if before is not None:
                 before()
             work()

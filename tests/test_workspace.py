@@ -310,3 +310,18 @@ def test_a_tree_that_leads_out_of_the_folder_is_refused(repository: Path, tmp_pa
         Workspace(repository).export_all(commit, tmp_path / "copy", max_bytes=1000, max_files=100)
 
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_branch_that_is_ahead_of_a_run_without_trials_is_said_with_what_puts_it_back(repository: Path) -> None:
+    workspace = Workspace(repository)
+    base, other = workspace.head(), candidate(workspace)
+    workspace.start_branch("t", other)
+
+    with pytest.raises(StateError, match="but this run has no trial yet") as refused:
+        workspace.start_branch("t", base)
+    assert workspace.tip("t") == other
+    advice = str(refused.value).split("`")[1]
+    run_git(repository, *advice.removeprefix("git ").split())
+
+    workspace.start_branch("t", base)
+    assert workspace.tip("t") == base
