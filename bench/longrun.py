@@ -32,10 +32,7 @@ BASELINES, LOSSES, CONTAINERS = 3, 160, 3
 CREATED = "2026-01-01T00:00:00+00:00"
 CRASHED, REFUSED, REPEATED, KEPT = 0.08, 0.03, 0.1, 8.0
 """Parts of the trials; of kept ones, so many times the logarithm of their number."""
-WORDS = (
-    "attention optimiser schedule residual width depth momentum decay warmup embedding rotary norm gate value batch "
-    "gradient clip window head projection init scale learning rate cosine linear muon loss token"
-).split()
+WORDS = ["attention", "optimiser", "schedule", "residual", "width", "depth", "momentum", "decay", "warmup", "embedding", "rotary", "norm", "gate", "value", "batch", "gradient", "clip", "window", "head", "projection", "init", "scale", "learning", "rate", "cosine", "linear", "muon", "loss", "token"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +55,7 @@ def make(root: Path, trials: int, *, seed: int = 1) -> LongRun:
     header = _header(workspace, checkout, folder)
     frozen = parts.load_frozen(folder, checkout.root, PRESET, {})
     base = workspace.read(header["base"], frozen.editable).decode()
-    story = list(_story(trials, folder, random.Random(seed)))  # noqa: S311 - a made-up run
+    story = list(_story(trials, folder, random.Random(seed)))
     commits = _commits(task, frozen.editable, header, base, story)
     records = [replace(one, commit=commit, parent=parent) for one, (commit, parent) in zip(story, commits, strict=True)]
     with (folder / ledger.JOURNAL).open("w") as journal:

@@ -797,16 +797,16 @@ def test_what_passed_the_look_is_not_looked_at_again(bench: Bench, passed: int) 
     assert len(examiner.looked) == 1
 
 
-def test_a_look_under_which_the_engine_fails_again_and_again_is_given_up(bench: Bench) -> None:
-    examined(bench, *[EngineError("the daemon is gone")] * 3)
+def test_a_look_under_which_the_engine_fails_again_and_again_is_abandoned(bench: Bench) -> None:
+    examined(bench, *[EngineFailedError("the daemon is gone")] * 3)
     agent = ScriptedAgent(["BAD\n"])
     for _ in range(3):
-        with pytest.raises(EngineError):
+        with pytest.raises(EngineFailedError):
             bench.run(agent)
     bench.run(agent)
 
-    assert (bench.records[2].verdict, bench.records[2].ending) == (Verdict.CRASH, None)
-    assert "the engine failed 3 times" in bench.records[2].reason
+    assert (bench.records[2].verdict, bench.records[2].ending) == (Verdict.ABANDONED, None)
+    assert "in 3 invocations, at last: the daemon is gone" in bench.records[2].reason
 
 
 def test_an_agent_is_told_no_more_digits_than_are_known(bench: Bench) -> None:

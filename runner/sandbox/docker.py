@@ -9,6 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker.errors
+import structlog
+
 from runner.disturbance import Reading
 from runner.errors import EngineFailedError
 from runner.interrupts import held_back
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 
     Engine = DockerClient
     """What `runner.sandbox.connect` gives; others pass it on and look no further."""
+
+log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
 READY_POLL_SECONDS = 0.05
@@ -95,10 +100,8 @@ class DockerSandbox:
             for found in containers:
                 remove_container(self._client, found["Id"])
             volumes = self._client.api.volumes({**wanted, "label": [*wanted["label"], "autoresearch.role=trial"]})
-            names = [found["Name"] for found in volumes["Volumes"] or []]
-            for name in names:
-                remove_volume(self._client, name)
-        return len(containers) + len(names)
+            removed = sum(_removed(self._client, found["Name"]) for found in volumes["Volumes"] or [])
+        return len(containers) + removed
 
     def runs(self, labels: dict[str, str]) -> set[str]:
         """Ids of the runs that have a container or a trial's volume with all `labels`.  Raises what `reap` raises."""
@@ -116,6 +119,17 @@ class DockerSandbox:
         finally:
             with held_back():
                 remove_container(self._client, name)
+
+
+def _removed(client: DockerClient, name: str) -> bool:
+    """Remove a volume without a container, if the engine can: after a restart one of Docker 20.10 counts uses that are over."""
+    try:
+        remove_volume(client, name)
+    except docker.errors.APIError as error:
+        if structlog.is_configured():  # else nobody has a run's folder for it, and it would go to the screen
+            log.warning("volume.left", name=name, reason=str(error.explanation or error))
+        return False
+    return True
 
 
 class _Watch:
