@@ -30,6 +30,7 @@ class Engine:
     back: float = 0.0
     done: list[str] = field(default_factory=list)
     shown: list[Progress] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def run(
         self, spec: TrialSpec, destination: Path, *, created: Callable[[str], None], progress: Callable[[Progress], None]
@@ -56,6 +57,7 @@ class Engine:
             self,
             absent=lambda: "no engine answers at unix:///s" if self.now < self.back else None,
             stopping=lambda: self.now >= self.asked_to_stop_at,
+            tell=self.told.append,
             patience=Patience(seconds=patience, clock=lambda: self.now, sleep=self.sleep),
         )
 
@@ -78,6 +80,7 @@ def test_what_trials_need_is_made_at_once_and_anew_after_each_failure(tmp_path: 
 
     again = ["reap", "probe", "fill", "run"]
     assert engine.done == [*again, *again, *again, "run"]
+    assert engine.told == ["it stopped answering. Waiting for the engine; then the container of phase claim runs again"] * 2
     assert sandbox.reap({"a": "b"}) == 1
 
 

@@ -374,8 +374,8 @@ def check_runtime(runtime: str | None, info: Mapping[str, Any]) -> None:
         raise EngineError(message)
 
 
-def steady(sandbox: Sandbox, *, stopping: Callable[[], bool]) -> SteadySandbox:
-    """The sandbox, made to outlive failures of the engine.  Raises `UsageError` if the environment says no sensible patience."""
+def steady(sandbox: Sandbox, *, stopping: Callable[[], bool], tell: Callable[[str], None]) -> SteadySandbox:
+    """The sandbox, made to outlive failures of the engine, of which it will `tell`.  Raises `UsageError` if the environment says no sensible patience."""
     from runner.sandbox.steady import WAIT_SECONDS, Patience, SteadySandbox
     from runner.setup.engine import State, discover, examine
 
@@ -391,7 +391,7 @@ def steady(sandbox: Sandbox, *, stopping: Callable[[], bool]) -> SteadySandbox:
     if not 0 <= seconds <= MAX_WAIT_SECONDS:
         message = f"{WAIT}={said}: how many seconds an engine that failed is waited for, 0 to {MAX_WAIT_SECONDS:.0f}"
         raise UsageError(message)
-    return SteadySandbox(sandbox, absent=absent, stopping=stopping, patience=Patience(seconds=seconds))
+    return SteadySandbox(sandbox, absent=absent, stopping=stopping, tell=tell, patience=Patience(seconds=seconds))
 
 
 def same_engine(client: Engine, known: str) -> None:

@@ -118,7 +118,7 @@ class Session:
         if left:
             typer.echo(f"note: removed {left} containers and volumes that an earlier runner left in the engine", err=self.as_json)
         with _leaving_nothing(engine, header["id"]), parts.leased(engine, client, header["gpu"], run=self.folder.name) as leased:
-            sandbox = parts.steady(leased, stopping=(self.folder / "stop").exists)
+            sandbox = parts.steady(leased, stopping=(self.folder / "stop").exists, tell=lambda said: typer.echo(f"note: {said}", err=True))
             sandbox.needs(partial(parts.same_engine, client, str(client.info()["ID"])))
             sandbox.needs(partial(engine.reap, {"autoresearch.run": header["id"]}))
             try_isolation = partial(

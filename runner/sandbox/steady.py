@@ -45,10 +45,13 @@ class SteadySandbox:
         *,
         absent: Callable[[], str | None],
         stopping: Callable[[], bool],
+        tell: Callable[[str], None],
         patience: Patience | None = None,
     ) -> None:
-        """`absent` says why the engine cannot be used now, or None; `stopping` whether a person has asked to stop."""
-        self._inner, self._absent, self._stopping = inner, absent, stopping
+        """`absent` says why the engine cannot be used now, or None; `stopping` whether a person has asked to stop; `tell` tells
+        a person of each failure.
+        """
+        self._inner, self._absent, self._stopping, self._tell = inner, absent, stopping, tell
         self._patience = patience or Patience()
         self._needs: list[Callable[[], object]] = []
 
@@ -79,6 +82,7 @@ class SteadySandbox:
                 log.warning("engine.failed", phase=spec.phase, reason=str(error), times=len(failures))
                 if len(failures) == IN_A_ROW:
                     raise EngineFailedError(_advice(spec.phase, failures)) from error
+                self._tell(f"{error}. Waiting for the engine; then the container of phase {spec.phase} runs again")
             self._wait(failures, progress)
 
     def reap(self, labels: dict[str, str]) -> int:

@@ -49,12 +49,13 @@ class Bench:
     patience: Patience = field(default_factory=lambda: Patience(seconds=30, sleep=lambda seconds: time.sleep(min(seconds, 0.05))))
     created: list[str] = field(default_factory=list)
     shown: list[Progress] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
 
     def run(self, script: str, **limits: float) -> Result:
         (self.folder / "train.py").write_text(GATE + textwrap.dedent(script))
         spec = replace(self.spec, limits=replace(LIMITS, **limits))  # type: ignore[arg-type]
         inner = DockerSandbox(self.client)
-        sandbox = SteadySandbox(inner, absent=lambda: None, stopping=lambda: False, patience=self.patience)
+        sandbox = SteadySandbox(inner, absent=lambda: None, stopping=lambda: False, tell=self.told.append, patience=self.patience)
         sandbox.needs(lambda: inner.reap(self.labels))
         return sandbox.run(spec, self.folder / "out", created=self.created.append, progress=self.shown.append)
 
@@ -275,7 +276,7 @@ def test_a_container_that_does_not_die_ends_it_and_keeps_its_gpu(engine: DockerC
 
         with leases.held(place, "GPU-1", run="r", engine=engine_id, gone=gone) as lease:
             leased = LeasedSandbox(DockerSandbox(bench.client), lease)
-            steady = SteadySandbox(leased, absent=lambda: None, stopping=lambda: False)
+            steady = SteadySandbox(leased, absent=lambda: None, stopping=lambda: False, tell=bench.told.append)
             steady.run(spec, tmp_path / "out", created=bench.created.append, progress=lambda _: None)
 
     with pytest.raises(StuckContainerError, match=r"container autoresearch-\w+-train does not die: .*`docker rm -f autoresearch-") as caught:
