@@ -20,7 +20,7 @@ import pytest
 
 from runner.agents import bubblewrap, confined, handback
 from runner.agents.bubblewrap import Confinement
-from runner.agents.command import CommandAgent, Options, changed, cost
+from runner.agents.command import CommandAgent, Options, changed, cost, told_page
 from runner.agents.confined import Kept
 from runner.agents.failures import FAILURES_IN_A_ROW
 from runner.agents.handback import NotHandedBackError
@@ -29,7 +29,7 @@ from runner.cli.commanding import Commanded
 from runner.errors import AgentError, UsageError
 from runner.loop import Stops
 from runner.money import Purse
-from runner.trial import Proposal, Record, Refusal, Spent, Verdict
+from runner.trial import Kind, Proposal, Record, Refusal, Spent, Verdict
 from tests.conftest import run_git
 from tests.test_loop import Bench
 
@@ -237,7 +237,7 @@ def test_it_is_told_what_a_model_is_but_for_the_form(tmp_path: Path) -> None:
     assert isinstance(found, Proposal)
     assert found.token == "4"
     text = said(tmp_path, number=4)
-    for part in ("The brief.", "```python\nDEPTH = 2", "wider", "another's", "Edit train.py in place", "Write the idea in one line", "You have 20 seconds", "/task\n700 .\n"):
+    for part in ("The brief.", "```python\nDEPTH = 2", "wider", "another's", "Edit train.py in place", "the idea in its first line", "You have 20 seconds", "/task\n700 .\n"):
         assert part in text
     assert "SEARCH" not in text
     assert text.endswith("history.md\nprogram.md\nprompt.md\ntrain.py\n")
@@ -297,6 +297,32 @@ def test_an_idea_of_a_refused_proposal_is_recorded_with_its_cost(tmp_path: Path)
 
     assert isinstance(found, Refusal)
     assert (found.idea, found.spent.cost_usd) == ("wider", 0.25)
+
+
+@pytest.mark.parametrize(
+    ("written", "idea", "why", "kind"),
+    [
+        ("go deeper\nit helps\nKIND: architecture", "go deeper", "it helps", Kind.ARCHITECTURE),
+        ("KIND: schedule\nfall longer", "fall longer", "", Kind.SCHEDULE),
+        ("- **Kind:** Init.\nsmaller\n\nsince", "smaller", "since", Kind.INIT),
+        ("a\nkind: of a tweak\nKIND: no such", "a", "kind: of a tweak\nKIND: no such", Kind.OTHER),
+        ("a\nKIND: novelty\nb", "a", "b", Kind.OTHER),
+    ],
+)
+def test_a_line_of_the_idea_names_its_kind(tmp_path: Path, written: str, idea: str, why: str, kind: Kind) -> None:
+    found = propose(tmp_path, f"{EDIT}; printf %s {shlex.quote(written)} > idea.md")
+
+    assert isinstance(found, Proposal)
+    assert (found.idea, found.why, found.kind) == (idea, why, kind)
+
+
+def test_what_it_will_be_told_can_be_read_before(tmp_path: Path) -> None:
+    history = [record(trial, idea="wider") for trial in range(3)]
+    agent(tmp_path, EDIT).propose(CHAMPION, history)
+
+    page = told_page(facts(CHAMPION, history), history, seconds=20, limit=100_000, count=len)
+    assert page == said(tmp_path, "prompt.md", number=3)
+    assert "Not kind other this time" in page
 
 
 @pytest.mark.parametrize("prepared", ["ln -s /etc/passwd idea.md", "mkfifo idea.md", "truncate -s 1M idea.md", "printf '\\377' > idea.md", "echo > idea.md"])

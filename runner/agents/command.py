@@ -8,6 +8,7 @@ What cannot be used is refused and recorded.  What the command was told and what
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ from runner.durable import write_durably
 from runner.errors import AgentError, UsageError
 from runner.money import Purse
 from runner.report.text import block, plain
-from runner.trial import Proposal, Record, Refusal, Spent
+from runner.trial import Kind, Proposal, Record, Refusal, Spent
 
 FOLDER, SCRATCH = "command", "scratch"
 PROMPT, BRIEF, HISTORY, IDEA = "prompt.md", "program.md", "history.md", "idea.md"
@@ -38,6 +39,7 @@ MOST_USD, MOST_TOKENS = 10_000.0, 10**12
 """More than that is no honest word about one proposal."""
 INPUTS, OUTPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens"), "output_tokens"
 NO_IDEA = "(no proposal)"
+KIND_LINE = re.compile(r"^[^\w\n]*kind[^\w\n]*:[^\w\n]*(\w+)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 ASK = "Make your one change now, in the file in this folder, and write idea.md."
 
 
@@ -75,9 +77,9 @@ class CommandAgent:
         refuse_useless(history[self._earlier :], agent=self.name, asked=self._words[0])
         self._purse.check(None)
         number = max((int(one.token) for one in history if one.agent == self.name and one.token.isdecimal()), default=-1) + 1
-        facts = replace(self._facts(champion, history), wishes=plateau.advise(history).wishes)
+        facts = self._facts(champion, history)
         told, scratch = self._folder / f"{number:04d}", self._folder / SCRATCH
-        given = self._tell(told, facts)
+        given = self._tell(told, facts, history)
         # What an interrupted invocation left.
         handback.remove(scratch)
         try:
@@ -99,13 +101,10 @@ class CommandAgent:
 
     # -- what it is told -----------------------------------------------------------------------------
 
-    def _tell(self, told: Path, facts: Facts) -> tuple[Path, ...]:
+    def _tell(self, told: Path, facts: Facts, history: Sequence[Record]) -> tuple[Path, ...]:
         """Write down what it is given.  Raises `AgentError` if that is too long."""
-        try:
-            system, request = prompt.build(facts, grammar=_form(facts, self._options.seconds), limit=self._limit, count=self._count, ask=ASK)
-        except prompt.TooLongError as error:
-            raise AgentError(f"{error}; say more with --context if the agent's model takes it") from error
-        texts = {PROMPT: f"{system}\n\n{request}\n", BRIEF: facts.brief, HISTORY: prompt.history(facts)}
+        page = told_page(facts, history, seconds=self._options.seconds, limit=self._limit, count=self._count)
+        texts = {PROMPT: page, BRIEF: facts.brief, HISTORY: prompt.history(facts)}
         if _name(facts) in (*texts, IDEA):
             message = f"{facts.editable}: --agent command gives the agent a file of that name; the editable file needs another"
             raise UsageError(message)
@@ -124,13 +123,13 @@ class CommandAgent:
                 "with total_cost_usd"
             )
             raise AgentError(message)
-        idea, why = _idea(scratch)
+        idea, why, kind = _idea(scratch)
         try:
             source = self._handed_back(token, facts, ended, scratch)
         except NotHandedBackError as error:
             return Refusal(agent=self.name, idea=self._redacted(idea or NO_IDEA), reason=self._redacted(str(error)), token=token, spent=spent)
         idea = self._redacted(idea or changed(facts.champion, source))
-        return Proposal(agent=self.name, idea=idea, why=self._redacted(why), source=source, token=token, spent=spent)
+        return Proposal(agent=self.name, idea=idea, why=self._redacted(why), kind=kind, source=source, token=token, spent=spent)
 
     def _handed_back(self, token: str, facts: Facts, ended: Ended, scratch: Path) -> str:
         """The changed file.  Raises `NotHandedBackError` with why it is none."""
@@ -160,6 +159,16 @@ class CommandAgent:
         return text
 
 
+def told_page(facts: Facts, history: Sequence[Record], *, seconds: int, limit: int, count: Count) -> str:
+    """Pure: the page that a command is given for the proposal after `history`.  Raises `AgentError` if it is too long."""
+    asked = replace(facts, wishes=plateau.advise(history).wishes)
+    try:
+        system, request = prompt.build(asked, grammar=_form(facts, seconds), limit=limit, count=count, ask=ASK)
+    except prompt.TooLongError as error:
+        raise AgentError(f"{error}; say more with --context if the agent's model takes it") from error
+    return f"{system}\n\n{request}\n"
+
+
 def cost(stdout: str) -> Spent:
     """Pure: what a proposal cost, by the command's own word: the last line, if that is JSON as Claude Code prints it."""
     try:
@@ -187,14 +196,16 @@ def changed(before: str, after: str) -> str:
     return plain(f"changed {lines}: {(first or '').strip()}" if number else "changed order or spaces alone", IDEA_LIMIT)
 
 
-def _idea(scratch: Path) -> tuple[str, str]:
-    """First line and the rest of what the agent wrote down, if it did."""
+def _idea(scratch: Path) -> tuple[str, str, Kind]:
+    """First line, the rest, and the kind that a line of it names, of what the agent wrote down, if it did."""
     try:
         text = block(handback.read_text(scratch, IDEA, IDEA_BYTES)).strip()
     except NotHandedBackError:
-        return "", ""
-    first, _, rest = text.partition("\n")
-    return plain(first.lstrip("#-* "), IDEA_LIMIT), rest.strip()[:WHY_LIMIT]
+        return "", "", Kind.OTHER
+    named = KIND_LINE.search(text)
+    kind = named[1].lower() if named is not None else ""
+    first, _, rest = KIND_LINE.sub("", text).strip().partition("\n")
+    return plain(first.lstrip("#-* "), IDEA_LIMIT), rest.strip()[:WHY_LIMIT], Kind(kind) if kind in set(Kind) else Kind.OTHER
 
 
 def _dollars(value: object) -> float | None:
@@ -216,7 +227,7 @@ def _form(facts: Facts, seconds: int) -> str:
     return (
         f"You work in the folder {WORKDIR}, which was made for this one proposal. In it lies {name}: that is {facts.editable} as it stands.\n\n"
         f"- Edit {name} in place: one change, no other file. It is all that is taken back; whatever else you write is thrown away.\n"
-        f"- Write the idea in one line, and below it why it should help, into {IDEA}.\n"
+        f"- Write into {IDEA}: the idea in its first line, below it why it should help, and a line KIND: with one of {', '.join(Kind)}.\n"
         f"- {BRIEF} is the brief, {HISTORY} has all tries so far; like this page ({PROMPT}) they cannot be changed.\n"
         f"- Nothing is trained or scored here: there are no data, no GPU, and maybe not the libraries that {name} imports. Do not try to run it.\n"
         f"- You have {seconds} seconds; what is not done by then is thrown away. End with exit code 0: after any other nothing is taken."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
+from runner.cli.commanding import SECONDS, SecondsOption
 from runner.clock import utc_now
 
 if TYPE_CHECKING:
@@ -23,6 +25,18 @@ CHARACTERS_PER_TOKEN = 3.0
 """Of code and English most tokenizers need fewer tokens; a model that finds a prompt too long is asked again with less."""
 
 ContextOption = Annotated[int | None, typer.Option("--context", min=1000, metavar="N", help="Tokens that a prompt may have. [default: 100000]")]
+
+
+class Asked(StrEnum):
+    """Who has a prompt."""
+
+    LLM = "llm"
+    HYBRID = "hybrid"
+    """With the tuner's suggestion."""
+    COMMAND = "command"
+
+
+AskedOption = Annotated[Asked, typer.Option("--agent", help="Whose prompt.")]
 
 
 @app.command()
@@ -48,14 +62,17 @@ def hint(
 def prompt(
     task: TaskOption = HERE,
     tag: TagOption = None,
+    agent: AskedOption = Asked.LLM,
+    seconds: SecondsOption = None,
     context: ContextOption = None,
-    hybrid: Annotated[bool, typer.Option("--hybrid", help="As --agent hybrid asks: with the tuner's suggestion.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Print exactly what a model would be sent for the next proposal.
+    """Print exactly what a model would be sent, or a command be given, for the next proposal.
 
-    As a run sends it when it begins: without the look back that it may ask for first on a plateau, and in the form for edits.
+    A model: as a run sends it when it begins, without the look back that it may ask for first on a plateau, and in the form for edits.
+    A command: its prompt.md.
     """
+    from runner.agents.command import told_page
     from runner.agents.llm import LlmAgent
     from runner.coarse import told
     from runner.verdicts import champion_of
@@ -63,12 +80,16 @@ def prompt(
     workspace, folder, state = parts.look(task, tag)
     header: dict[str, Any] = dict(state.header or {})
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
-    name = "hybrid" if hybrid else "llm"
-    model = LlmAgent(_Nobody(), shown_by(folder, task, frozen, header), limit=context or CONTEXT_TOKENS, count=count, name=name)
-    agent = _with_tuner(model, task, folder, frozen, header) if hybrid else model
+    shown, limit, history = shown_by(folder, task, frozen, header), context or CONTEXT_TOKENS, told(state.records)
     champion = champion_of(state.records, header["base"])
     source = workspace.read(champion, frozen.editable).decode(errors="replace")
-    system, request = agent.preview(source, told(state.records))
+    if agent is Asked.COMMAND:
+        page = told_page(shown.facts(source, history), history, seconds=seconds or SECONDS, limit=limit, count=count)
+        typer.echo(json.dumps({"tag": folder.name, "prompt": page, "tokens": count(page)}) if as_json else page, nl=as_json)
+        return
+    model = LlmAgent(_Nobody(), shown, limit=limit, count=count, name=agent)
+    asked = _with_tuner(model, task, folder, frozen, header) if agent is Asked.HYBRID else model
+    system, request = asked.preview(source, history)
     if as_json:
         typer.echo(json.dumps({"tag": folder.name, "system": system, "user": request, "tokens": count(system) + count(request)}))
     else:

@@ -234,7 +234,7 @@ def test_a_hybrid_takes_and_overrides_what_the_tuner_suggests_and_goes_on_withou
     assert (cost["proposals"], cost["unknown_proposals"]) == (3, 1)
     assert cost["model_usd"] == pytest.approx(sum(one["cost_usd"] for one in rows[:2]))
     assert "fallback: the tuner's" in night.call("show", str(rows[2]["trial"]))
-    assert "# What the tuner suggests" in night.call("prompt", "--hybrid")
+    assert "# What the tuner suggests" in night.call("prompt", "--agent=hybrid")
 
     night.call("run", "--cpu", "--preset", "tiny", "--new", "--tag", "keyless", "--trials", "1")
     report = json.loads(night.call("report", "--tag", "both", "--reference", "keyless", "--json"))
