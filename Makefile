@@ -7,7 +7,7 @@ AUTORESEARCH := .venv/bin/autoresearch
 PYTEST := .venv/bin/python -m pytest
 STATE := .autoresearch
 
-.PHONY: help setup setup-llm bubblewrap engine engine-stop images images-cuda prepare run test test-all test-docker test-engines check lock clean
+.PHONY: help setup setup-llm bubblewrap agents engine engine-stop images images-cuda prepare run test test-all test-docker test-engines check lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-13s %s\n", $$1, $$2}' Makefile
@@ -20,6 +20,9 @@ setup-llm:  ## the same, and litellm with what it needs (the agent `llm`, and th
 
 bubblewrap:  ## what other people's agents run in (root on Debian or Ubuntu installs it)
 	@$(PYTHON) -m runner.setup.bubblewrap
+
+agents: setup  ## other people's coding agents, for the tests that run them (2.5 GB; aider, mini-swe-agent, Claude Code, Codex, Gemini)
+	@.venv/bin/python -m tests.agents
 
 engine:  ## a container engine: the one that answers, else (root, Debian or Ubuntu) docker.io
 	@$(PYTHON) -m runner.setup.engine start --folder $(STATE)/engine
@@ -43,10 +46,10 @@ run: prepare  ## a real search: four trials on the CPU
 test: setup-llm images bubblewrap check  ## all checks and all tests that need no GPU and are not slow
 	@$(PYTEST) -m "not gpu and not slow and not engines"
 
-test-docker: setup-llm images  ## the tests with real containers
+test-docker: setup-llm images bubblewrap agents  ## the tests with real containers
 	@$(PYTEST) -m "docker and not gpu"
 
-test-all: setup-llm images images-cuda bubblewrap check  ## everything, slow tests and the cuda image included
+test-all: setup-llm images images-cuda bubblewrap agents check  ## everything, slow tests and the cuda image included
 	@$(PYTEST) -m "not engines"
 
 test-engines: images  ## engines of other kinds, started here: hold all that a trial is promised, or are refused (root; installs packages)

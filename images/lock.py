@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "images"
+AGENTS = ROOT / "tests" / "agents"
 HOST = ("requirements-llm.lock", "requirements.lock", "requirements-mcp.lock", "requirements-dev.lock")
 COMMON = (
     "--generate-hashes", "--python-version=3.11", "--no-header", "--no-annotate", "--no-emit-index-url",
@@ -70,6 +71,10 @@ def main() -> None:
             kept = [entry for entry in kept if not entry.startswith(CUDA_PARTS)]
             kept.insert(0, f"{CPU_TORCH}{torch}+cpu")
         (IMAGES / f"{kind}.lock").write_text("\n".join(map(exact, kept)) + "\n")
+
+    # What the tests run of other people's; npm's lock is `npm install --package-lock-only --omit-lockfile-registry-resolved`.
+    for source in sorted(AGENTS.glob("*.in")):
+        source.with_suffix(".lock").write_text(compile_lock(source, "--python-platform=x86_64-manylinux_2_28"))
 
 
 if __name__ == "__main__":

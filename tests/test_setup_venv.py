@@ -15,6 +15,7 @@ import pytest
 from runner.setup import venv
 
 ROOT = Path(__file__).resolve().parents[1]
+ALL_LOCKS = [*ROOT.glob("requirements*.lock"), *ROOT.glob("images/*.lock"), *ROOT.glob("tests/agents/*.lock")]
 
 BACKEND = """
 import base64, hashlib, zipfile
@@ -197,7 +198,7 @@ def test_an_old_python_can_read_what_refuses_it(name: str) -> None:
 
 
 def test_no_lock_names_an_index_or_torch_on_the_host() -> None:
-    for lock in [*ROOT.glob("requirements*.lock"), *ROOT.glob("images/*.lock")]:
+    for lock in [*ALL_LOCKS, ROOT / "tests" / "agents" / "package-lock.json"]:
         text = lock.read_text()
         assert "://" not in text, lock
         assert "--index" not in text, lock
@@ -211,7 +212,7 @@ def test_no_lock_names_an_index_or_torch_on_the_host() -> None:
 
 
 def test_every_requirement_of_a_lock_has_a_hash() -> None:
-    for lock in [*ROOT.glob("requirements*.lock"), *ROOT.glob("images/*.lock")]:
+    for lock in ALL_LOCKS:
         lines = lock.read_text().splitlines()
         bare = [line for line in lines if "==" in line and not line.endswith("\\")]
         assert bare == (["torch===2.13.0+cpu"] if lock.name == "cpu.lock" else [])
