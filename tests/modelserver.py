@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +41,8 @@ class ModelServer:
 
     script: list[Behaviour] = field(default_factory=list)
     """Taken one by one, first to last; then `always`."""
+    beside: Mapping[str, Behaviour] = field(default_factory=dict)
+    """By how a path ends: what is answered there without the script."""
     always: Behaviour | None = None
     """None: what is asked after the script's end is an error 500 that says so."""
     requests: list[Request] = field(default_factory=list)
@@ -60,6 +62,10 @@ class Handler(BaseHTTPRequestHandler):
         data = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         headers = {name.lower(): value for name, value in self.headers.items()}
         served.requests.append(Request(self.path, headers, json.loads(data)))
+        aside = next((one for end, one in served.beside.items() if self.path.partition("?")[0].endswith(end)), None)
+        if aside is not None:
+            aside(self)
+            return
         behaviour = served.script.pop(0) if served.script else served.always or status(500, "the script has ended")
         with suppress(ConnectionError):
             behaviour(self)

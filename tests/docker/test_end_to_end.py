@@ -33,11 +33,18 @@ CANDIDATES = Path(__file__).parents[1] / "candidates"
 TINY = ("--cpu", "--preset", "tiny")
 BETTER = {"EMBEDDING_LR": 0.3, "UNEMBEDDING_LR": 0.007, "MATRIX_LR": 0.05, "WARMDOWN": 0.5, "MOMENTUM": 0.9, "X0_INIT": 0.2}
 """Gains 0.08 or more at tiny, twice what a keep needs: each task here has a split of its own, and they differ by 0.01 or two."""
+LOOK = "        if at % LOG_EVERY == 0 or at == 1:\n"
+"""A line of train.py that runs at every step."""
 KEYS = {
     "trial", "tag", "commit", "parent", "agent", "idea", "why", "kind", "ending", "verdict", "reason", "val_bpb",
     "score_level", "gain", "sigma", "seed", "image", "gpu", "memory_gb", "steps", "tokens", "params", "cost_usd",
     "seconds", "audit",
 }  # fmt: skip
+
+
+def at_step_ten(statement: str) -> str:
+    """Lines that go before `LOOK`."""
+    return f"        if at == 10:\n            {statement}\n"
 
 
 class Task:

@@ -47,8 +47,13 @@ def sets(**constants: Any) -> list[str]:
 class Night:
     """The task, the server and what the run recorded."""
 
+    patience = 500.0
+    """Seconds that a command may take."""
+
     def __init__(self, folder: Path, server: ModelServer) -> None:
         self.folder, self.server = folder, server
+        self.looked_up: dict[str, Any] = {}
+        """What `prompt` printed while the model was asked for the last proposal."""
         subprocess.run([COMMAND, "init", str(folder)], check=True, capture_output=True)
         (folder / ".autoresearch").mkdir(mode=0o700, exist_ok=True)
         (folder / ".autoresearch" / "images.json").write_text((STATE / "images.json").read_text())
@@ -56,7 +61,7 @@ class Night:
         self.environment = {**os.environ, "AUTORESEARCH_DATA": str(STATE / "data"), "OPENAI_API_KEY": CANARY}
 
     def call(self, *arguments: str, code: int = 0) -> str:
-        done = subprocess.run([COMMAND, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=500)
+        done = subprocess.run([COMMAND, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=self.patience)
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr  # a prompt quotes those of trials
         assert CANARY not in done.stdout + done.stderr
@@ -66,11 +71,11 @@ class Night:
         return [json.loads(line) for line in self.call("log", "--json").splitlines()]
 
 
-def hints_before(night: Callable[[], Night], then: Behaviour) -> Behaviour:
-    """The person's word comes while the model is asked: the next proposal has it."""
+def also(do: Callable[[], object], then: Behaviour) -> Behaviour:
+    """Something that a person does while the model is asked."""
 
     def behaviour(handler: Handler) -> None:
-        night().call("hint", HINT)
+        do()
         then(handler)
 
     return behaviour
@@ -93,6 +98,13 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Any:
         notes = f"    notes = {'text ' * 2000!r}\n"
         forbidden = proposal("bring a text", block(SEED_LINE, f"{notes}{SEED_LINE}"))
         without = proposal("a higher momentum", block(notes, ""), *sets(MOMENTUM=0.92))
+
+        def hint() -> None:
+            made.call("hint", HINT)
+
+        def look() -> None:
+            made.looked_up = json.loads(made.call("prompt", "--json"))
+
         server.script = [
             answers(proposal("rates that suit the length", *sets(**BETTER))),  # 3: kept
             answers(worse),  # 4: discarded
@@ -104,8 +116,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Any:
             answers(ambiguous), answers(ambiguous),  # 10: invalid
             answers(worse),  # 11: a duplicate
             answers(forbidden),  # 12: refused by the gates
-            status(429, "slow down", Retry_After="1"), hints_before(lambda: made, answers(without)),  # 13: its repair
-            answers(proposal("a shorter warm-down", *sets(WARMDOWN=0.4), kind="schedule")),  # 14: with the hint
+            status(429, "slow down", Retry_After="1"), also(hint, answers(without)),  # 13: its repair, and a hint meanwhile
+            also(look, answers(proposal("a shorter warm-down", *sets(WARMDOWN=0.4), kind="schedule"))),  # 14: with it
         ]  # fmt: skip
         model = ("--agent", "llm", "--model", "openai/scripted", "--api-base", server.url, "--price", "1,2", "--max-usd", "1")
         made.call("run", "--cpu", "--preset", "tiny", *model, "--trials", "12")
@@ -155,6 +167,7 @@ def test_what_the_model_was_told(night: Night) -> None:
     assert "    torch.say_hello()\n" in repair
     assert not any(HINT in texts[1] for texts in requests[:-1])
     assert HINT in requests[-1][1]
+    assert requests[-1] == [night.looked_up["system"], night.looked_up["user"]]
     # Three tries without a keep: another kind is asked for.
     assert any("this time" in texts[1] for texts in requests)
     assert "Not kind" not in requests[1][1]
@@ -168,6 +181,10 @@ def test_show_and_prompt_tell_the_rest(night: Night) -> None:
     told = night.call("prompt")
     assert HINT in told
     assert "a shorter warm-down" in told
+    page = night.call("prompt", "--agent", "command", "--command-seconds", "77")
+    assert HINT in page
+    assert "You have 77 seconds" in page
+    assert json.loads(night.call("prompt", "--agent", "command", "--command-seconds", "77", "--json"))["prompt"] == page
 
 
 @pytest.mark.slow
