@@ -82,6 +82,11 @@ class State:
         """The trial that is under way: a candidate, while the champion may be measured again for its sake."""
         return self.opened[min(self.opened)] if self.opened else None
 
+    def settled(self) -> Event | None:
+        """Everything but the records, as JSON values, of a run in which nothing is under way; else None."""
+        value = {"header": self.header, "data": self.data, "events": self.events}
+        return value if dataclasses.replace(self, records=[]) == State(**value) else None
+
     def next_trial(self) -> int:
         """The number of the next new trial."""
         return max([record.trial for record in self.records[-1:]] + [*self.opened, -1]) + 1
@@ -195,8 +200,13 @@ class Ledger:
 def read(folder: Path) -> State:
     """The state of a run, for looking only.  Raises `StateError` if the journal is damaged."""
     state = State()
-    _read(folder / JOURNAL, state)
+    read_on(folder, state, 0)
     return state
+
+
+def read_on(folder: Path, state: State, start: int) -> int:
+    """Fold what follows byte `start` into `state`; return up to which byte the journal has whole lines.  Raises `StateError`."""
+    return _read(folder / JOURNAL, state, start)[0]
 
 
 @contextmanager
@@ -322,10 +332,12 @@ def spent_in(event: Event) -> Spent:
     return Spent(cost_usd=event.get("cost_usd"), prompt_tokens=event.get("prompt_tokens"), completion_tokens=event.get("completion_tokens"))
 
 
-def _read(path: Path, state: State) -> tuple[int, int]:
-    """Fold the file into `state`; return how many bytes of it are whole lines, and its size."""
+def _read(path: Path, state: State, start: int = 0) -> tuple[int, int]:
+    """Fold the file from byte `start` on into `state`; return how many bytes of it are whole lines, and its size."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read()
     except FileNotFoundError:
         return 0, 0
     except OSError as error:
@@ -343,7 +355,7 @@ def _read(path: Path, state: State) -> tuple[int, int]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             message = f"{path} line {number} is damaged: restore the file, or start another --tag"
             raise StateError(message) from error
-    return whole, len(data)
+    return start + whole, start + len(data)
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -18,7 +18,7 @@ from runner.errors import BaselineError, EngineFailedError, GpuError, StateError
 from runner.interrupts import name_of
 from runner.ledger import OpenTrial
 from runner.measure import Caps, Measurement, caps
-from runner.money import Purse, TooDearError, trial_seconds
+from runner.money import Purse, TooDearError, account
 from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
@@ -102,6 +102,7 @@ class Loop:
         self._purse = purse or Purse()
         self._run, self._measurer, self._agent, self._view = run, measurer, agent, view
         self._gate, self._clock, self._teller = gate, clock, Teller()
+        self._account = account(run.records)
         self._tried: dict[str, int] | None = None
 
     def run(self, stops: Stops) -> Outcome:
@@ -136,7 +137,7 @@ class Loop:
             return f"{judged} trials done"
         if stops.hours is not None and seconds >= stops.hours * 3600:
             return f"{stops.hours:g} hours are over"
-        self._purse.expect(trial_seconds(self._run.records, self._run.task.budget.seconds))
+        self._purse.expect(self._account.trial_seconds(self._run.task.budget.seconds))
         if (reason := self._purse.empty()) is not None:
             return reason
         if self._run.stop_file.exists():

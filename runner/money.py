@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from runner.errors import AgentError
@@ -109,17 +109,6 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 
-def paid_for(records: Iterable[Record], waiting: Iterable[Spent] = ()) -> Paid:
-    """By all `records`, and for proposals that are `waiting`: under way, or come to nothing."""
-    total = Paid()
-    for record in records:
-        if record.agent not in FREE:
-            total = _with(total, Spent(cost_usd=record.cost_usd, prompt_tokens=record.prompt_tokens, completion_tokens=record.completion_tokens))
-    for one in waiting:
-        total = _with(total, one)
-    return total
-
-
 def _with(total: Paid, one: Spent) -> Paid:
     counted = one.prompt_tokens is not None and one.completion_tokens is not None
     return Paid(
@@ -132,26 +121,60 @@ def _with(total: Paid, one: Spent) -> Paid:
     )
 
 
+@dataclass(kw_only=True)
+class Account:
+    """What the records of a run add up to, while they grow."""
+
+    paid: Paid = field(default_factory=Paid)
+    seconds: float = 0.0
+    """Of all measurements."""
+    measured: int = 0
+    """Trials with any."""
+    ideas: int = 0
+    """Trials that tried something new."""
+
+    def add(self, record: Record) -> None:
+        """Take in one more record."""
+        if record.agent not in FREE:
+            self.paid = _with(self.paid, _spent(record))
+        seconds = measured_seconds(record)
+        self.seconds += seconds
+        self.measured += seconds > 0
+        self.ideas += record.verdict not in (Verdict.BASELINE, Verdict.REPEAT)
+
+    def trial_seconds(self, otherwise: float | None = None) -> float | None:
+        """What a trial takes: the mean of those that were measured, else `otherwise`."""
+        return self.seconds / self.measured if self.measured else otherwise
+
+
+def account(records: Iterable[Record]) -> Account:
+    """Of all `records`."""
+    found = Account()
+    for record in records:
+        found.add(record)
+    return found
+
+
+def _spent(record: Record) -> Spent:
+    return Spent(cost_usd=record.cost_usd, prompt_tokens=record.prompt_tokens, completion_tokens=record.completion_tokens)
+
+
 def measured_seconds(record: Record) -> float:
     """Wall seconds of all measurements of a trial, containers and copies included."""
     known = [one.seconds for one in record.measurements if one.seconds is not None]
     return math.fsum(known) if known else record.seconds.total or 0.0
 
 
-def costs(records: Sequence[Record], waiting: Iterable[Spent] = (), *, gpu: bool, gpu_usd_per_hour: float | None) -> Costs:
-    """What a run has cost; `gpu`: it runs on one."""
-    hours = math.fsum(measured_seconds(record) for record in records) / HOUR
-    return Costs(paid=paid_for(records, waiting), gpu_hours=hours if gpu else None, gpu_usd_per_hour=gpu_usd_per_hour if gpu else None)
-
-
-def trial_seconds(records: Iterable[Record], otherwise: float | None = None) -> float | None:
-    """What a trial takes: the mean of those that were measured, else `otherwise`."""
-    taken = [seconds for record in records if (seconds := measured_seconds(record)) > 0]
-    return math.fsum(taken) / len(taken) if taken else otherwise
+def costs(spent: Account, waiting: Iterable[Spent] = (), *, gpu: bool, gpu_usd_per_hour: float | None) -> Costs:
+    """What a run has cost: its records, and proposals that are `waiting`: under way, or come to nothing; `gpu`: it runs on one."""
+    paid = spent.paid
+    for one in waiting:
+        paid = _with(paid, one)
+    return Costs(paid=paid, gpu_hours=spent.seconds / HOUR if gpu else None, gpu_usd_per_hour=gpu_usd_per_hour if gpu else None)
 
 
 def forecast(
-    records: Sequence[Record],
+    spent: Account,
     *,
     trials: int | None,
     hours: float | None,
@@ -165,21 +188,20 @@ def forecast(
 
     `asks`: whether they are proposed by a model; None: as those before.  `baselines` are measured first.  `at_least`: seconds of a trial as long as none was measured.
     """
-    seconds = trial_seconds(records, at_least)
+    seconds = spent.trial_seconds(at_least)
     fitting = None if hours is None or not seconds else math.ceil(hours * HOUR / seconds)
     counts = [one for one in (trials, fitting) if one is not None]
     if not counts:
         return None
     number = min(counts)
-    spent = paid_for(records)
-    ideas = sum(record.verdict not in (Verdict.BASELINE, Verdict.REPEAT) for record in records)
-    if asks is False or (asks is None and not spent.proposals):
+    paid = spent.paid
+    if asks is False or (asks is None and not paid.proposals):
         each: float | None = 0.0
-    elif spent.proposals == spent.unpriced:
+    elif paid.proposals == paid.unpriced:
         each = None
     else:
         # Of a hybrid's proposals most ask nobody, and are among these at 0.
-        each = spent.usd / ((spent.proposals - spent.unpriced) if asks else ideas)
+        each = paid.usd / ((paid.proposals - paid.unpriced) if asks else spent.ideas)
     taken = None if seconds is None else (number + baselines) * seconds / HOUR
     return Forecast(
         trials=number,

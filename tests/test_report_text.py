@@ -68,7 +68,7 @@ def test_tables_and_pages_stay_inert_whatever_a_record_holds(text: str) -> None:
 
 
 def status_lines_of(records: list[Record]) -> list[str]:
-    return status_lines(Path("/runs/nov21"), records, running=True, open_trial=4)
+    return status_lines(Path("/runs/nov21"), summarise(records), running=True, open_trial=4)
 
 
 def test_markup_in_an_idea_is_only_brackets() -> None:
@@ -123,9 +123,9 @@ def test_status_for_a_person() -> None:
 
 
 def test_status_for_a_machine_knows_null() -> None:
-    empty = status_values(Path("/runs/nov21"), [], running=False, open_trial=None)
+    empty = status_values(Path("/runs/nov21"), summarise([]), running=False, open_trial=None)
     assert (empty["best"], empty["baseline"], empty["last_trial"], empty["trials"]) == (None, None, None, 0)
-    values = status_values(Path("/runs/nov21"), RUN, running=False, open_trial=None)
+    values = status_values(Path("/runs/nov21"), summarise(RUN), running=False, open_trial=None)
     assert values["best"] == {
         "trial": 2,
         "commit": f"{2:040x}",
@@ -217,7 +217,7 @@ def test_reported_scores_are_called_unverified_wherever_they_stand(tmp_path: Pat
     assert lines[3] == "best      0.8000 (unverified), trial 1: idea 1"
     assert lines[4] == "last      trial 2, discard, 0.7500 (unverified): idea 2"
     assert "unverified" in trial_line(GROWING[1], 0.8)
-    values = status_values(tmp_path, GROWING, running=False, open_trial=None)
+    values = status_values(tmp_path, summarise(GROWING), running=False, open_trial=None)
     assert (values["score_level"], values["metric"], values["maximise"]) == ("reported", "accuracy", True)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from runner import ledger
 from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.cli.comparing import ReferenceOption, reference_for
@@ -33,16 +34,18 @@ def status(task: TaskOption = HERE, tag: TagOption = None, reference: ReferenceO
     from runner.report.reference import reference_text, reference_values
     from runner.report.table import status_lines, status_values
 
-    _, folder, state = parts.look(task, tag)
-    price = parts.gpu_price(folder, state.header or {})
-    spent, ahead = costs_of(state, price), ahead_of(state, price)
+    _, folder, found = parts.glance(task, tag)
+    price = parts.gpu_price(folder, found.state.header or {})
+    spent, ahead = costs_of(found.state, found.account, price), ahead_of(found.state, found.account, price)
+    # Only who compares two runs has to read them.
+    state = found.state if reference is None else ledger.read(folder)
     other = reference_for(task, folder, state, reference)
     if as_json:
-        values = status_values(folder, state.records, running=is_held(folder), open_trial=_open(state))
+        values = status_values(folder, found.summary, running=is_held(folder), open_trial=found.open_trial)
         compared = None if other is None else reference_values(other, state.records)
         typer.echo(json.dumps({**values, "cost": costs_values(spent), "forecast": forecast_values(ahead), "reference": compared}))
     else:
-        lines = status_lines(folder, state.records, running=is_held(folder), open_trial=_open(state))
+        lines = status_lines(folder, found.summary, running=is_held(folder), open_trial=found.open_trial)
         lines += [f"cost      {costs_text(spent)}", *([f"forecast  {forecast_text(ahead)}"] if ahead is not None else [])]
         lines += [f"reference {reference_text(other, state.records)}"] if other is not None else []
         for line in lines:
@@ -95,6 +98,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Draw the plot and write results.tsv again; with --final show how much of the gain is real."""
+    from runner.money import account
     from runner.report.costs import costs_of, costs_text, costs_values
     from runner.report.live import publish
     from runner.report.reference import reference_text, reference_values
@@ -117,7 +121,7 @@ def report(
         raise UsageError(message)
     other = reference_for(task, folder, state, reference)
     publish(folder, state.records, other)
-    spent = costs_of(state, parts.gpu_price(folder, state.header or {}))
+    spent = costs_of(state, account(state.records), parts.gpu_price(folder, state.header or {}))
     paths = {"plot": str(folder / "progress.png"), "results": str(folder / "results.tsv")}
     if as_json:
         compared = None if other is None else reference_values(other, state.records)
@@ -136,8 +140,8 @@ def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption
     """Print the champion's file: edit that for `autoresearch trial --candidate`."""
     from runner.report.table import champion_values
 
-    workspace, folder, state = parts.look(task, tag)
-    header = state.header or {}
+    workspace, folder, found = parts.glance(task, tag)
+    header = found.state.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
     tip = workspace.tip(folder.name)
     if tip is None:
@@ -145,8 +149,8 @@ def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption
         raise StateError(message)
     source = workspace.read(tip, frozen.editable).decode(errors="replace")
     if as_json:
-        found = {"tag": folder.name, "commit": tip, "path": frozen.editable, **champion_values(state.records, tip), "source": source}
-        typer.echo(json.dumps(found))
+        about = champion_values(found.summary, tip)
+        typer.echo(json.dumps({"tag": folder.name, "commit": tip, "path": frozen.editable, **about, "source": source}))
     else:
         typer.echo(source, nl=False)
 
@@ -209,7 +213,3 @@ def _record(state: State, trial: int) -> Record:
     last = state.records[-1].trial if state.records else None
     message = f"there is no finished trial {trial}" + (f"; the last is {last}" if last is not None else " yet")
     raise UsageError(message)
-
-
-def _open(state: State) -> int | None:
-    return state.open.trial if state.open else None

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from runner import ledger
 from runner.durable import write_durably
 from runner.errors import EngineError, GpuError, StateError, UsageError
-from runner.ledger import JOURNAL, State
+from runner.ledger import JOURNAL, Event, State
 from runner.workspace import Workspace, check_tag
 
 if TYPE_CHECKING:
     from runner.dryrun import DryRun
     from runner.prepare import Prepared, PrepareOptions
     from runner.protocols import Sandbox
+    from runner.report.standing import Standing
     from runner.sandbox.docker import DockerSandbox, Engine
     from runner.sandbox.steady import SteadySandbox
     from runner.sandbox.volumes import PreparedVolume
@@ -91,10 +92,25 @@ def look(task: Path, tag: str | None) -> tuple[Workspace, Path, State]:
     workspace = open_workspace(task)
     folder = run_folder(workspace.state, tag)
     state = ledger.read(folder)
-    if state.header is None:
+    _refuse_unstarted(folder, state.header)
+    return workspace, folder, state
+
+
+def glance(task: Path, tag: str | None) -> tuple[Workspace, Path, Standing]:
+    """Workspace, folder and standing of a run, for looking only; however many trials it has, this takes no longer."""
+    from runner.report import standing
+
+    workspace = open_workspace(task)
+    folder = run_folder(workspace.state, tag)
+    found = standing.look(folder)
+    _refuse_unstarted(folder, found.state.header)
+    return workspace, folder, found
+
+
+def _refuse_unstarted(folder: Path, header: Event | None) -> None:
+    if header is None:
         message = f"run {folder.name!r} died while it was being started: `autoresearch run --tag {folder.name}` starts it again"
         raise UsageError(message)
-    return workspace, folder, state
 
 
 def data_root(state: Path) -> Path:

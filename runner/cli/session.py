@@ -73,7 +73,7 @@ class Session:
 
     def tell(self, agent: str, stops: Stops, *, asks: bool, limit: float | None) -> None:
         """Who proposes, and what that will probably cost, for a person."""
-        from runner.money import forecast
+        from runner.money import account, forecast
         from runner.report.costs import forecast_text
 
         if self.as_json:
@@ -82,7 +82,7 @@ class Session:
         records = self.ledger.state.records
         due = max(0, self.task.judge.baselines - sum(record.verdict is Verdict.BASELINE for record in records))
         ahead = forecast(
-            records, trials=stops.trials, hours=stops.hours, gpu=bool(self.header["gpu"]),
+            account(records), trials=stops.trials, hours=stops.hours, gpu=bool(self.header["gpu"]),
             gpu_usd_per_hour=self.gpu_usd_per_hour, asks=asks, baselines=due, at_least=self.task.budget.seconds,
         )  # fmt: skip
         if ahead is not None:
@@ -221,7 +221,7 @@ def open_session(
     With `only_token` machine-readable output has that one proposal's record alone.
     """
     from runner.log import events_to
-    from runner.report.live import JsonView, LiveView, Unharmed, publish_missing
+    from runner.report.live import JsonView, LiveView, Unharmed
     from runner.task import load_task
 
     workspace = parts.open_workspace(task)
@@ -230,9 +230,9 @@ def open_session(
     checkout = load_task(task)
     with held(workspace, checkout, folder, wanted) as run, events_to(folder / "events.jsonl"), ExitStack() as stack:
         run_folder.set(folder)
-        view = Unharmed(JsonView(folder, only_token=only_token) if as_json else LiveView(folder, run.state.records))
+        records = run.state.records
+        view = Unharmed(JsonView(folder, records, only_token=only_token) if as_json else LiveView(folder, records))
         stack.callback(view.close)
-        publish_missing(folder, run.state.records)
         header = run.state.header
         assert header is not None
         refuse_other_wishes(header, wanted)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 from runner.ledger import State, spent_in
-from runner.money import FREE, Costs, Forecast, Paid, costs, forecast
+from runner.money import FREE, Account, Costs, Forecast, Paid, costs, forecast
 
 AHEAD = 100
 """So many more trials `status` says the cost of."""
 
 
-def costs_of(state: State, gpu_usd_per_hour: float | None) -> Costs:
-    """Of a run: all records, the proposals under way, and the calls of one that came to nothing."""
+def costs_of(state: State, spent: Account, gpu_usd_per_hour: float | None) -> Costs:
+    """Of a run: all records, which have `spent`, the proposals under way, and the calls of one that came to nothing."""
     waiting = [spent_in(one.proposed) for one in state.opened.values() if one.proposed["agent"] not in FREE]
     waiting += [spent for calls in state.paid.values() for spent in calls]
-    return costs(state.records, waiting, gpu=_gpu(state), gpu_usd_per_hour=gpu_usd_per_hour)
+    return costs(spent, waiting, gpu=_gpu(state), gpu_usd_per_hour=gpu_usd_per_hour)
 
 
-def ahead_of(state: State, gpu_usd_per_hour: float | None) -> Forecast | None:
+def ahead_of(state: State, spent: Account, gpu_usd_per_hour: float | None) -> Forecast | None:
     """Of `AHEAD` more trials, if they are like those before."""
-    return forecast(state.records, trials=AHEAD, hours=None, gpu=_gpu(state), gpu_usd_per_hour=gpu_usd_per_hour)
+    return forecast(spent, trials=AHEAD, hours=None, gpu=_gpu(state), gpu_usd_per_hour=gpu_usd_per_hour)
 
 
 def _gpu(state: State) -> bool:

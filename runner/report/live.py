@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from runner.errors import StateError
 from runner.report.jsonrow import record_json
 from runner.report.reference import Reference
-from runner.report.summary import summarise, unverified
+from runner.report.runfiles import RunFiles
+from runner.report.summary import summarise, tally, unverified
 from runner.report.table import STYLES, print_log
 from runner.report.text import plain
-from runner.report.tsv import tsv_text, write_tsv
 from runner.trial import Progress, Record, Verdict
 
 log = structlog.get_logger()
@@ -35,12 +34,12 @@ class LiveView:
 
     def __init__(self, folder: Path, records: Sequence[Record] = (), console: Console | None = None) -> None:
         """`records` are those that the run has already; `console`: None is the standard output's."""
-        self._folder = folder
+        self._files = RunFiles(folder, records)
         self._console = console or Console(highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._ideas: dict[int, str] = {}
         """Of the trials under way: the champion may be measured again while a candidate waits for that."""
-        self._best = summarise(records).best_score
+        self._tally = tally(records)
         self._told = 0.0
 
     def started(self, trial: int, idea: str) -> None:
@@ -52,19 +51,24 @@ class LiveView:
         """See `View`."""
         step = "" if progress.step is None else f"  step {progress.step}"
         loss = "" if progress.loss is None else f"  loss {progress.loss:.3f}"
-        best = "" if self._best is None else f"  best {self._best:.4f}"
+        score = self._tally.summary().best_score
+        best = "" if score is None else f"  best {score:.4f}"
         self._show(trial, f"{progress.phase} {progress.seconds:.0f} s{step}{loss}{best}")
 
     def finished(self, record: Record, records: Sequence[Record]) -> None:
         """See `View`."""
-        self.close()
+        self._end_line()
         self._ideas.pop(record.trial, None)
-        self._best = summarise(records).best_score
-        self._console.print(Text(trial_line(record, self._best), style=STYLES[record.verdict]))
-        publish(self._folder, records)
+        self._tally.add(record)
+        self._console.print(Text(trial_line(record, self._tally.summary().best_score), style=STYLES[record.verdict]))
+        self._files.update(records)
 
     def close(self) -> None:
-        """Stop the live line, if there is one."""
+        """Stop the live line, if there is one, and draw what is not drawn yet."""
+        self._end_line()
+        self._files.draw()
+
+    def _end_line(self) -> None:
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -84,9 +88,11 @@ class LiveView:
 class JsonView:
     """Implements `runner.protocols.View` for a machine: one object a judged trial."""
 
-    def __init__(self, folder: Path, *, only_token: str | None = None) -> None:
-        """`only_token`: print but the record with this token, for the command that reports one trial."""
-        self._folder, self._only_token = folder, only_token
+    def __init__(self, folder: Path, records: Sequence[Record] = (), *, only_token: str | None = None) -> None:
+        """`records` are those that the run has already; `only_token`: print but the record with this token, for the command that
+        reports one trial.
+        """
+        self._files, self._only_token = RunFiles(folder, records), only_token
 
     def started(self, trial: int, idea: str) -> None:
         """See `View`."""
@@ -96,13 +102,14 @@ class JsonView:
 
     def finished(self, record: Record, records: Sequence[Record]) -> None:
         """See `View`."""
-        publish(self._folder, records)
+        self._files.update(records)
         if self._only_token is None or record.token == self._only_token:
             sys.stdout.write(json.dumps(record_json(record)) + "\n")
             sys.stdout.flush()
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Draw what is not drawn yet."""
+        self._files.draw()
 
 
 def trial_line(record: Record, best: float | None) -> str:
@@ -151,25 +158,10 @@ class Unharmed:
 
 
 def publish(folder: Path, records: Sequence[Record], reference: Reference | None = None) -> None:
-    """Write results.tsv and progress.png of a run again, with the line of another run if there is one to show.  If that fails it is said: the records are in the journal."""
-    from runner.report.plot import draw_progress
-
-    try:
-        # In this order: whoever finds the table whole need not draw anything.
-        draw_progress(records, folder / "progress.png", tag=folder.name, reference=reference)
-        write_tsv(records, folder / "results.tsv")
-    except StateError as error:
-        print(f"note: {error}; the next trial writes it again", file=sys.stderr)  # noqa: T201 - a view
-
-
-def publish_missing(folder: Path, records: Sequence[Record]) -> None:
-    """The same if results.tsv lacks some of the `records`: a runner may have died before it wrote them."""
-    try:
-        whole = (folder / "results.tsv").read_bytes() == tsv_text(records).encode()
-    except OSError:
-        whole = False
-    if records and not whole:
-        publish(folder, records)
+    """Make the run's files again, the plot too, with the line of another run if there is one to show."""
+    files = RunFiles(folder)
+    files.update(records, plot=False)
+    files.draw(reference)
 
 
 def print_summary(folder: Path, editable: str, records: Sequence[Record], reason: str) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
+from runner.money import Account
 from runner.trial import Record, Verdict
 
 NO_IDEAS = (Verdict.BASELINE, Verdict.REPEAT)
@@ -29,6 +31,8 @@ class Summary:
     """The champion: the last kept trial, else the first baseline."""
     best_score: float | None
     """Mean of all measurements of the champion."""
+    last: Record | None
+    """The trial with the highest number."""
     score_level: str | None
     metric: str | None
     """What a reported score is; None: val_bpb."""
@@ -51,23 +55,75 @@ class Summary:
         return self.metric or "val_bpb"
 
 
-def summarise(records: Sequence[Record]) -> Summary:
+@dataclass(kw_only=True)
+class Tally:
+    """A summary while it grows: one record after another is added, in the order in which they were judged.
+
+    What is measured under one commit is the trial that proposed it and, later, its repeats; so only the baseline's scores
+    and the champion's have to be kept.
+    """
+
+    counts: Counter[Verdict] = field(default_factory=Counter)
+    first: Record | None = None
+    """The first baseline."""
+    kept: Record | None = None
+    """The trial with the highest number that was kept."""
+    last: Record | None = None
+    noted: Record | None = None
+    """The last one with an estimate of the noise."""
+    score_level: str | None = None
+    metric: str | None = None
+    maximise: bool = False
+    account: Account = field(default_factory=Account)
+    first_scores: list[float] = field(default_factory=list)
+    kept_scores: list[float] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Take in one more record."""
+        self.counts[record.verdict] += 1
+        self.account.add(record)
+        if self.first is None and record.verdict is Verdict.BASELINE:
+            self.first = record
+        if record.verdict is Verdict.KEEP and _later(record, self.kept):
+            self.kept, self.kept_scores = record, []
+        for of, scores in ((self.first, self.first_scores), (self.kept, self.kept_scores)):
+            if of is not None and _same_tree(record, of):
+                scores.extend(_scores(record))
+        if _later(record, self.last):
+            self.last = record
+        if record.sigma is not None and _later(record, self.noted):
+            self.noted = record
+        self.score_level = self.score_level or record.score_level
+        self.metric = self.metric or record.metric
+        self.maximise = self.maximise or record.maximise
+
+    def summary(self) -> Summary:
+        """What all of them amount to."""
+        return Summary(
+            counts={verdict: self.counts[verdict] for verdict in Verdict},
+            baseline=_mean(self.first_scores),
+            sigma=self.noted.sigma if self.noted else None,
+            sigma_interval=self.noted.sigma_interval if self.noted else None,
+            best=self.kept or self.first,
+            best_score=_mean(self.kept_scores if self.kept else self.first_scores),
+            last=self.last,
+            score_level=self.score_level,
+            metric=self.metric,
+            maximise=self.maximise,
+        )
+
+
+def tally(records: Iterable[Record]) -> Tally:
+    """Of all `records`."""
+    found = Tally()
+    for record in records:
+        found.add(record)
+    return found
+
+
+def summarise(records: Iterable[Record]) -> Summary:
     """Everything that tables, plots and `status` have in common."""
-    kept = [record for record in records if record.verdict is Verdict.KEEP]
-    firsts = [record for record in records if record.verdict is Verdict.BASELINE]
-    best = kept[-1] if kept else firsts[0] if firsts else None
-    last = next((record for record in reversed(records) if record.sigma is not None), None)
-    return Summary(
-        counts={verdict: sum(record.verdict is verdict for record in records) for verdict in Verdict},
-        baseline=tree_score(records, firsts[0]) if firsts else None,
-        sigma=last.sigma if last else None,
-        sigma_interval=last.sigma_interval if last else None,
-        best=best,
-        best_score=tree_score(records, best) if best else None,
-        score_level=next((record.score_level for record in records if record.score_level), None),
-        metric=next((record.metric for record in records if record.metric), None),
-        maximise=any(record.maximise for record in records),
-    )
+    return tally(records).summary()
 
 
 def scored(record: Record) -> float | None:
@@ -77,13 +133,25 @@ def scored(record: Record) -> float | None:
 
 def tree_score(records: Sequence[Record], of: Record) -> float | None:
     """Mean over every measurement of the tree that `of` measured."""
-    scores: list[float] = []
-    for record in records:
-        score = scored(record)
-        if record is of or (of.commit is not None and record.commit == of.commit):
-            single = [one.val_bpb for one in record.measurements if one.val_bpb is not None]
-            scores += [] if score is None else single or [score]
+    return _mean([score for record in records if _same_tree(record, of) for score in _scores(record)])
+
+
+def _same_tree(record: Record, of: Record) -> bool:
+    return record is of or (of.commit is not None and record.commit == of.commit)
+
+
+def _scores(record: Record) -> list[float]:
+    """Of its measurements."""
+    score = scored(record)
+    return [] if score is None else [one.val_bpb for one in record.measurements if one.val_bpb is not None] or [score]
+
+
+def _mean(scores: Sequence[float]) -> float | None:
     return math.fsum(scores) / len(scores) if scores else None
+
+
+def _later(record: Record, than: Record | None) -> bool:
+    return than is None or record.trial > than.trial
 
 
 def unverified(record: Record) -> bool:

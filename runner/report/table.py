@@ -50,11 +50,8 @@ def print_log(records: Sequence[Record], file: IO[str] | None = None) -> None:
         console.print(_table(f"The best {BEST}{label}", best[:BEST], places))
 
 
-def status_values(
-    folder: Path, records: Sequence[Record], *, running: bool, open_trial: int | None
-) -> dict[str, Any]:
+def status_values(folder: Path, summary: Summary, *, running: bool, open_trial: int | None) -> dict[str, Any]:
     """What `status --json` prints.  Unknown is null."""
-    summary = summarise(records)
     return {
         "tag": folder.name,
         "running": running,
@@ -68,15 +65,14 @@ def status_values(
         "metric": summary.metric,
         "maximise": summary.maximise,
         "best": _best(summary),
-        "last_trial": records[-1].trial if records else None,
+        "last_trial": summary.last.trial if summary.last else None,
         "results": str(folder / "results.tsv"),
         "plot": str(folder / "progress.png"),
     }
 
 
-def champion_values(records: Sequence[Record], commit: str) -> dict[str, Any]:
+def champion_values(summary: Summary, commit: str) -> dict[str, Any]:
     """What `champion --json` says of the file at `commit`; null as long as it was not measured."""
-    summary = summarise(records)
     known = summary.best is not None and summary.best.commit == commit
     return {
         "trial": summary.best.trial if known and summary.best else None,
@@ -87,11 +83,8 @@ def champion_values(records: Sequence[Record], commit: str) -> dict[str, Any]:
     }
 
 
-def status_lines(
-    folder: Path, records: Sequence[Record], *, running: bool, open_trial: int | None
-) -> list[str]:
+def status_lines(folder: Path, summary: Summary, *, running: bool, open_trial: int | None) -> list[str]:
     """What `status` prints."""
-    summary = summarise(records)
     doing = f"trial {open_trial} is under way" if open_trial is not None else "between trials"
     state = (
         f"running, {doing}"
@@ -107,8 +100,8 @@ def status_lines(
             f"best      {summary.best_score:.4f}{' (unverified)' if summary.unverified else ''}, "
             f"trial {summary.best.trial}: {plain(summary.best.idea, 72)}"
         )
-    if records:
-        lines.append(f"last      {_last(records[-1])}")
+    if summary.last is not None:
+        lines.append(f"last      {_last(summary.last)}")
     return [*lines, f"plot      {folder / 'progress.png'}", f"results   {folder / 'results.tsv'}"]
 
 

@@ -42,16 +42,33 @@ _MISSING = {
 }
 
 
-def write_tsv(records: Sequence[Record], path: Path) -> None:
-    """Write all `records` to `path`, replacing the file at once.  Raises `StateError`."""
-    replace_file(path, tsv_text(records).encode())
+class Rows:
+    """The rows of one run's table; none changes any more, so each is made once."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, str] = {}
+
+    def text(self, records: Sequence[Record]) -> str:
+        """The whole file."""
+        first = next((record.trial for record in records if record.verdict is Verdict.BASELINE), None)
+        for record in records:
+            if record.trial not in self._known:
+                self._known[record.trial] = _line(_row(record, first=record.trial == first))
+        return _line(HEADER) + "".join([self._known[record.trial] for record in records])
+
+
+def write_tsv(records: Sequence[Record], path: Path, rows: Rows | None = None) -> None:
+    """Write all `records` to `path`, replacing the file at once; `rows` has those that were made before.  Raises `StateError`."""
+    replace_file(path, (rows or Rows()).text(records).encode())
 
 
 def tsv_text(records: Sequence[Record]) -> str:
     """The whole file."""
-    first = next((record.trial for record in records if record.verdict is Verdict.BASELINE), None)
-    rows = [HEADER, *(_row(record, first=record.trial == first) for record in records)]
-    return "".join("\t".join(row) + "\n" for row in rows)
+    return Rows().text(records)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "\t".join(cells) + "\n"
 
 
 def _row(record: Record, *, first: bool) -> tuple[str, ...]:
