@@ -59,6 +59,8 @@ def pooled(prior: float, weight: int, groups: Sequence[Sequence[float]]) -> Nois
     """
     squares, freedom = weight * prior**2, weight
     for group in groups:
+        if len(group) < 2:  # says nothing about the noise
+            continue
         mean = math.fsum(group) / len(group)
         squares += math.fsum((value - mean) ** 2 for value in group)
         freedom += len(group) - 1

@@ -135,7 +135,7 @@ def noise(records: Sequence[Record], rule: Rule, more: Sequence[float] = ()) -> 
     groups: dict[str | None, list[float]] = {}
     for record in records:
         if record.verdict not in UNJUDGED:
-            scores = _sample(record.measurements, lambda _: 0.0).scores
+            scores = [one.val_bpb for one in record.measurements if one.val_bpb is not None]
             groups.setdefault(record.commit, []).extend(scores)
     known = [group for group in (*groups.values(), list(more)) if group]
     return pooled(rule.sigma_prior, rule.sigma_prior_weight, known)
@@ -174,7 +174,8 @@ def champion_is_stale(records: Sequence[Record], base: str, options: JudgeOption
 def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str, rule: Rule, smaller: float) -> Case:
     champion = champion_of(records, base)
     champions = [base, *(record.commit for record in records if record.verdict is Verdict.KEEP and record.commit)]
-    samples = [sample_of(records, commit) for commit in champions]
+    trees = _trees(records, champions)
+    samples = [sample_of(trees[commit], commit) for commit in champions]
     best = (max if rule.maximise else min)(samples, key=lambda sample: sample.mean)
     told = [brief(one, confirmed=False) for one in measured]
     added = _least_charge(measured) + _worse_where_least_was_computed(measured)
@@ -182,13 +183,22 @@ def _case(measured: Sequence[Measurement], records: Sequence[Record], base: str,
     detectable = [one.audit.detectable_blind for one in measured if one.audit is not None]
     return Case(
         candidate=candidate,
-        champion=sample_of(records, champion),
+        champion=sample_of(trees[champion], champion),
         best=best,
         noise=noise(records, rule, _sample(told, lambda _: 0.0).scores),
         champion_tries=_tries(records, champion),
         detectable=max(detectable, default=0.0),
         smaller=smaller,
     )
+
+
+def _trees(records: Sequence[Record], commits: Sequence[str]) -> dict[str, list[Record]]:
+    """The records of each of `commits`, in one pass: a long run has many thousands, and a hundred champions."""
+    found: dict[str, list[Record]] = {commit: [] for commit in commits}
+    for record in records:
+        if record.commit in found:
+            found[record.commit].append(record)
+    return found
 
 
 def _scores(measured: Sequence[Measurement]) -> tuple[float, ...]:
