@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def commands(run: LongRun, rounds: int) -> dict[str, list[float]]:
         "status": ["status"], "status --json": ["status", "--json"], "show N": ["show", str(run.champion)], "champion": ["champion"],
         "log --json": ["log", "--json"], "log": ["log"], "prompt": ["prompt"],
     }  # fmt: skip
-    return {name: _times(lambda words=words: _command(run, words), rounds) for name, words in named.items()}
+    return {name: _times(partial(_command, run, words), rounds) for name, words in named.items()}
 
 
 def _command(run: LongRun, words: list[str]) -> None:
@@ -137,6 +139,7 @@ def turns(run: LongRun, rounds: int) -> dict[str, list[float]]:
     with _held(run) as (_, held):
         gate = Gate(
             fingerprint=gates.fingerprint,
+            rules=gates.RULES,
             refuse=lambda source, champion, tried: gates.refuse(source, champion=champion, tried=tried, limits=gates.GateLimits(), held_out=None),
         )
         agent, began = Turns(), time.perf_counter()
@@ -147,7 +150,7 @@ def turns(run: LongRun, rounds: int) -> dict[str, list[float]]:
     return {
         "reading, to the first question": [1e3 * (at[0] - began)],
         "first turn": [1e3 * (at[1] - at[0])],
-        "turn of the loop": [1e3 * (after - before) for before, after in zip(at[1:-1], at[2:], strict=True)],
+        "turn of the loop": [1e3 * (after - before) for before, after in pairwise(at[1:])],
     }
 
 
@@ -195,7 +198,7 @@ def main() -> int:
         for size in asked.trials:
             run = _made(root / str(size), size)
             for name in asked.only:
-                for what, took in _profiled(lambda name=name, run=run: WHAT[name](run, asked.rounds), profile=asked.profile).items():
+                for what, took in _profiled(partial(WHAT[name], run, asked.rounds), profile=asked.profile).items():
                     found.setdefault(what, {})[size] = statistics.median(took)
     return _print(found, asked.trials)
 

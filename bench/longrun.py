@@ -32,7 +32,12 @@ BASELINES, LOSSES, CONTAINERS = 3, 160, 3
 CREATED = "2026-01-01T00:00:00+00:00"
 CRASHED, REFUSED, REPEATED, KEPT = 0.08, 0.03, 0.1, 8.0
 """Parts of the trials; of kept ones, so many times the logarithm of their number."""
-WORDS = ["attention", "optimiser", "schedule", "residual", "width", "depth", "momentum", "decay", "warmup", "embedding", "rotary", "norm", "gate", "value", "batch", "gradient", "clip", "window", "head", "projection", "init", "scale", "learning", "rate", "cosine", "linear", "muon", "loss", "token"]
+WORDS = (
+    "attention", "optimiser", "schedule", "residual", "width", "depth", "momentum", "decay", "warmup",
+    "embedding", "rotary", "norm", "gate", "value", "batch", "gradient", "clip", "window",
+    "head", "projection", "init", "scale", "learning", "rate", "cosine", "linear", "muon",
+    "loss", "token",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

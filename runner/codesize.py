@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections import Counter
+from functools import lru_cache
 
 TEXT_UNIT = 3
 """So many characters of a string count as much as a node: code that hides in a string is not gone."""
@@ -15,6 +16,7 @@ RUN_TEXT = frozenset({"exec", "eval", "compile", "__import__", "import_module", 
 """What turns data into code."""
 
 
+@lru_cache(maxsize=4)  # each step of each trial asks for the champion's and the candidate's
 def code_size(source: str) -> int | None:
     """Nodes of the syntax tree of `source` without docstrings; None if it does not parse.
 
@@ -52,6 +54,7 @@ def smaller_by(source: str, than: str) -> float:
     return 1 - size / before
 
 
+@lru_cache(maxsize=4)
 def _carriers(source: str) -> tuple[Counter[str], Counter[str]]:
     """Constants and long names of a source that parses, as text; and its calls that run text as code."""
     carried: Counter[str] = Counter()

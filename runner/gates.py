@@ -17,6 +17,7 @@ import keyword
 import lzma
 import re
 import string
+import sys
 import tokenize
 import unicodedata
 import warnings
@@ -82,6 +83,10 @@ def refuse(
         return Barred(reason=reason, mendable=False)
     reason = _without_model(source) if scored else None
     return None if reason is None else Barred(reason=reason)
+
+
+RULES = f"1, Python {sys.version_info.major}.{sys.version_info.minor}"
+"""By which `fingerprint` goes: a number to count up when it changes, and the syntax trees' version."""
 
 
 @lru_cache(maxsize=4)

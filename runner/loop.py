@@ -23,7 +23,7 @@ from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
 from runner.trial import Ending, Progress, Proposal, Record, Refusal, Verdict
-from runner.tried import OPEN, Barred, Candidate, Gate, tried_in
+from runner.tried import FINGERPRINTS, OPEN, Barred, Candidate, Fingerprints, Gate, tried_in
 from runner.verdicts import Do, Step
 
 log = structlog.get_logger()
@@ -103,6 +103,7 @@ class Loop:
         self._run, self._measurer, self._agent, self._view = run, measurer, agent, view
         self._gate, self._clock, self._teller = gate, clock, Teller()
         self._account = account(run.records)
+        self._fingerprints = Fingerprints(run.ledger.folder / FINGERPRINTS, gate)
         self._tried: dict[str, int] | None = None
 
     def run(self, stops: Stops) -> Outcome:
@@ -182,16 +183,16 @@ class Loop:
             record = self._run.refused(proposal)
             self._view.started(record.trial, record.idea)
             return self._record(record)
-        opened = self._run.propose(proposal, parent=champion)
-        self._remember(proposal.source, opened.trial)
-        return self._trial(opened)
+        record = self._trial(self._run.propose(proposal, parent=champion))
+        self._remember(proposal.source, record)
+        return record
 
     def _gated(self, proposal: Proposal, champion: str) -> Proposal | Refusal:
         """The proposal, or why no trial is spent on it."""
         if self._tried is None:
-            known = [record.trial for record in self._run.records if record.verdict is not Verdict.ABANDONED]
-            folders = ((trial, self._run.folder(trial)) for trial in known)
-            self._tried = tried_in(folders, self._gate.fingerprint)
+            known = (record for record in self._run.records if record.verdict is not Verdict.ABANDONED)
+            trials = ((record.trial, record.commit, self._run.folder(record.trial)) for record in known)
+            self._tried = tried_in(trials, self._fingerprints)
         found = self._gate.refuse(proposal.source, champion, self._tried)
         if found is None:
             return proposal
@@ -229,10 +230,10 @@ class Loop:
             run.ledger.write("examined", trial=trial)
         return found
 
-    def _remember(self, source: str, trial: int) -> None:
-        mark = self._gate.fingerprint(source)
+    def _remember(self, source: str, record: Record) -> None:
+        mark = None if record.commit is None else self._fingerprints.of(record.commit, lambda: source)
         if mark is not None and self._tried is not None:
-            self._tried.setdefault(mark, trial)
+            self._tried.setdefault(mark, record.trial)
 
     # -- one trial ---------------------------------------------------------------------------------
 

@@ -243,7 +243,7 @@ class Run:
                     self._workspace.keep(self.tag, record.commit, record.parent)
                 self._workspace.note(record.commit, self._note(record.commit))
             self._tidy(record)
-            self._drop_files()
+            self._drop_files(record)
             self.ledger.write("done", trial=record.trial, kept=kept)
         expected, tip = self.champion(), self._workspace.tip(self.tag)
         if tip != expected:
@@ -291,11 +291,14 @@ class Run:
             for path in (path for pattern in PASSING for path in folder.glob(pattern)):
                 path.unlink()
 
-    def _drop_files(self) -> None:
-        """Leave the checkpoints of the first baseline and of the newest kept trials, and the claims of the baselines."""
-        kept = [record.trial for record in self.records if record.verdict is Verdict.KEEP]
-        keep = {self.records[0].trial, *kept[-KEPT_CHECKPOINTS:]}
-        for record in self.records:
+    def _drop_files(self, judged: Record) -> None:
+        """Leave the checkpoints of the first baseline and of the newest kept trials, and the claims of the baselines.
+
+        Whatever was judged earlier was looked at then; of that only the trial that a keep pushes out has something to lose.
+        """
+        kept = [record for record in self.records if record.verdict is Verdict.KEEP]
+        keep = {self.records[0].trial, *(record.trial for record in kept[-KEPT_CHECKPOINTS:])}
+        for record in (judged, *kept[-KEPT_CHECKPOINTS - 1 : -KEPT_CHECKPOINTS]):
             for index in range(max(len(record.measurements), 1)):
                 folder = self.folder(record.trial, index)
                 if index or record.trial not in keep:

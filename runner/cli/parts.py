@@ -162,6 +162,7 @@ def gate(task: Task, prepared: Prepared | None, *, card_gb: float | None = None,
     held_out = None if prepared is None else gates.HeldOut.of(prepared)
     return Gate(
         fingerprint=gates.fingerprint,
+        rules=gates.RULES,
         refuse=lambda source, champion, tried: gates.refuse(
             source, champion=champion, tried=tried, limits=limits, held_out=held_out, scored=not task.score.reported
         ),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +18,7 @@ FONT = 9
 CLEARANCE = 5.0
 """Pixels between a label and anything else."""
 MOST = 16
+POINTS_PER_INCH = 72.0
 _OFFSETS = [
     (side * dx, dy)
     for dy in (-14, 14, -30, 30, -48, 48, -70, 70, -95, 95)
@@ -25,7 +28,8 @@ _OFFSETS = [
 """Where to try, in points from the mark: below first, because nothing lies below a new best score."""
 
 
-_Point = tuple[float, float]
+_Points = npt.NDArray[np.float64]
+"""[N, 2], or [2] for a single one; pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +64,14 @@ class _Box:
             and other.top <= self.top
         )
 
-    def covers(self, point: _Point) -> bool:
-        return self.left <= point[0] <= self.right and self.bottom <= point[1] <= self.top
+    def covers(self, points: _Points) -> npt.NDArray[np.bool_]:
+        """Of each of `points`, whether it lies within."""
+        x, y = points[:, 0], points[:, 1]
+        return np.asarray((self.left <= x) & (x <= self.right) & (self.bottom <= y) & (y <= self.top))
+
+    def cover(self, points: _Points) -> bool:
+        """Whether any of `points` lies within."""
+        return bool(self.covers(points).any())
 
 
 def place_labels(
@@ -74,36 +84,43 @@ def place_labels(
     taken: list[_Box] = []
     for label in labels[:MOST]:
         mark = _pixels(axes, [(label.x, label.y)])[0]
+        around = _extents(axes, renderer, label, mark)
         for offset in _OFFSETS:
-            drawn = _draw(axes, label, offset)
-            box = _extent(drawn, renderer)
+            box = around(offset)
+            if not area.holds(box) or any(box.meets(other) for other in taken) or box.cover(points):
+                continue
             leader = _between(mark, box)
-            covered = any(box.covers(point) for point in points) or any(box.meets(other) for other in taken)
-            crossed = any(other.covers(point) for point in leader for other in taken) or _touches(
-                mark, leader, points
-            )
-            if area.holds(box) and not covered and not crossed:
-                taken.append(box)
-                points += leader
-                break
-            drawn.remove()
+            if any(other.cover(leader) for other in taken) or _touches(mark, leader, points):
+                continue
+            _draw(axes, label, offset)
+            taken.append(box)
+            points = np.concatenate([points, leader])
+            break
 
 
-def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> list[_Point]:
-    return [(float(x), float(y)) for x, y in axes.transData.transform(list(points))] if points else []
+def _pixels(axes: Axes, points: Sequence[tuple[float, float]]) -> _Points:
+    return np.asarray(axes.transData.transform(np.array(points, dtype=float).reshape(-1, 2)))
 
 
-def _touches(mark: _Point, leader: Sequence[_Point], points: Sequence[_Point]) -> bool:
+def _touches(mark: _Points, leader: _Points, points: _Points) -> bool:
     """Whether the leader runs through something, but for what lies close to its own mark."""
-    far = [point for point in leader if math.dist(point, mark) > 3 * CLEARANCE]
-    return any(math.dist(point, other) < CLEARANCE for point in far for other in points)
+    far = leader[_distances(leader, mark) > 3 * CLEARANCE]
+    if not len(far):
+        return False
+    low, high = far.min(axis=0) - CLEARANCE, far.max(axis=0) + CLEARANCE
+    near = points[((points > low) & (points < high)).all(axis=1)]
+    return any(bool((_distances(near, point) < CLEARANCE).any()) for point in far)
 
 
-def _between(mark: _Point, box: _Box) -> list[_Point]:
+def _distances(points: _Points, to: _Points) -> _Points:
+    return np.asarray(np.hypot(points[:, 0] - to[0], points[:, 1] - to[1]))
+
+
+def _between(mark: _Points, box: _Box) -> _Points:
     """Points on the line that leads from the mark to the label, outside both."""
-    (x, y), (to, up) = mark, ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
-    line = [(x + (to - x) * part / 60, y + (up - y) * part / 60) for part in range(3, 60)]
-    return [point for point in line if not box.covers(point)]
+    middle = np.array([(box.left + box.right) / 2, (box.bottom + box.top) / 2])
+    line = mark + (middle - mark) * (np.arange(3, 60) / 60)[:, None]
+    return np.asarray(line[~box.covers(line)])
 
 
 def _draw(axes: Axes, label: Label, offset: tuple[float, float]) -> Annotation:
@@ -122,14 +139,25 @@ def _draw(axes: Axes, label: Label, offset: tuple[float, float]) -> Annotation:
     )
 
 
-def _extent(drawn: Annotation, renderer: RendererBase) -> _Box:
+def _extents(axes: Axes, renderer: RendererBase, label: Label, mark: _Points) -> Callable[[tuple[float, float]], _Box]:
+    """What the label takes at an offset from its mark, room around it included; its text is laid out only once."""
     from matplotlib.text import Text
 
+    drawn = _draw(axes, label, _OFFSETS[0])
     drawn.update_positions(renderer)
-    box = Text.get_window_extent(drawn, renderer)  # the text alone, without its line
-    return _Box(
-        left=box.x0 - CLEARANCE,
-        bottom=box.y0 - CLEARANCE,
-        right=box.x1 + CLEARANCE,
-        top=box.y1 + CLEARANCE,
-    )
+    text = Text.get_window_extent(drawn, renderer)  # without its line
+    drawn.remove()
+    pixels = axes.figure.dpi / POINTS_PER_INCH
+
+    def at(offset: tuple[float, float]) -> _Box:
+        x, y = mark[0] + pixels * offset[0], mark[1] + pixels * offset[1]
+        left = x - text.width if offset[0] < 0 else x
+        bottom = y - text.height if offset[1] < 0 else y
+        return _Box(
+            left=left - CLEARANCE,
+            bottom=bottom - CLEARANCE,
+            right=left + text.width + CLEARANCE,
+            top=bottom + text.height + CLEARANCE,
+        )
+
+    return at

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.report.summary import NO_IDEAS, summarise, tree_score
+from runner.report.summary import NO_IDEAS, summarise, tree_scores
 from runner.report.text import plain
 from runner.trial import Record, Verdict
 
@@ -47,7 +47,7 @@ def best_after(records: Sequence[Record], trials: int | None = None) -> float | 
         if seen > wanted:
             break
         best = record if record.verdict is Verdict.KEEP else best
-    return None if best is None else tree_score(records, best)
+    return None if best is None else tree_scores(records, [best])[0]
 
 
 def champion_steps(records: Sequence[Record], last: float | None = None) -> Steps:
@@ -56,11 +56,9 @@ def champion_steps(records: Sequence[Record], last: float | None = None) -> Step
     if baseline is None:
         return []
     end = float(records[-1].trial) if last is None else min(last, float(records[-1].trial))
-    kept = [
-        (float(record.trial), score)
-        for record in records
-        if record.verdict is Verdict.KEEP and record.trial <= end and (score := tree_score(records, record)) is not None
-    ]
+    champions = [record for record in records if record.verdict is Verdict.KEEP and record.trial <= end]
+    scores = tree_scores(records, champions)
+    kept = [(float(record.trial), score) for record, score in zip(champions, scores, strict=True) if score is not None]
     steps = [(float(records[0].trial), baseline), *kept]
     return [*steps, (end, steps[-1][1])]
 

@@ -131,9 +131,13 @@ def scored(record: Record) -> float | None:
     return record.val_bpb if record.val_bpb is not None and math.isfinite(record.val_bpb) else None
 
 
-def tree_score(records: Sequence[Record], of: Record) -> float | None:
-    """Mean over every measurement of the tree that `of` measured."""
-    return _mean([score for record in records if _same_tree(record, of) for score in _scores(record)])
+def tree_scores(records: Sequence[Record], of: Sequence[Record]) -> list[float | None]:
+    """For each record in `of` the mean over every measurement of the tree that it measured."""
+    found: dict[str | int, list[float]] = {one.commit or one.trial: [] for one in of}
+    for record in records:
+        if (scores := found.get(record.commit or record.trial)) is not None:
+            scores.extend(_scores(record))
+    return [_mean(found[one.commit or one.trial]) for one in of]
 
 
 def _same_tree(record: Record, of: Record) -> bool:
