@@ -94,12 +94,12 @@ class ReadingView(SelftestView):
         self._under_way: dict[int, tuple[Before, set[str], set[str], float]] = {}
         self.rows: list[Row] = []
 
-    def started(self, trial: int, idea: str) -> None:  # noqa: ARG002 - the seam
+    def started(self, trial: int, idea: str) -> None:
         """Look at the host while nothing goes on."""
         there, others = self._in_engine(), self._others()
         self._under_way[trial] = (_calm(self._sampler), there, others, time.monotonic())
 
-    def finished(self, record: Record, records: Sequence[Record]) -> None:  # noqa: ARG002 - the seam
+    def finished(self, record: Record, records: Sequence[Record]) -> None:
         """Wait until the host is as before, and look at what is left."""
         ended = time.monotonic()
         before, there, others, began = self._under_way.pop(record.trial)

@@ -255,8 +255,8 @@ class _Uniform:
         spec: TrialSpec,
         destination: Path,
         *,
-        created: Callable[[str], None],  # noqa: ARG002 - the seam
-        progress: Callable[[Progress], None],  # noqa: ARG002
+        created: Callable[[str], None],
+        progress: Callable[[Progress], None],
     ) -> Result:
         """See `Sandbox.run`."""
         began = time.monotonic()
@@ -277,7 +277,7 @@ class _Uniform:
         self.spent += time.monotonic() - began
         return Result(ending=Ending.FINISHED, reason="", seconds=1.0, outputs=there)
 
-    def reap(self, labels: dict[str, str]) -> int:  # noqa: ARG002 - the seam
+    def reap(self, labels: dict[str, str]) -> int:
         """See `Sandbox.reap`."""
         return 0
 

@@ -85,7 +85,7 @@ class State:
     def settled(self) -> Event | None:
         """Everything but the records, as JSON values, of a run in which nothing is under way; else None."""
         value: Event = {"header": self.header, "data": self.data, "events": self.events}
-        return value if dataclasses.replace(self, records=[]) == State(**value) else None
+        return value if self.header is not None and dataclasses.replace(self, records=[]) == State(**value) else None
 
     def next_trial(self) -> int:
         """The number of the next new trial."""

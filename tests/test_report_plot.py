@@ -102,6 +102,7 @@ def test_labels_cover_neither_each_other_nor_points() -> None:
     figure.draw_without_rendering()
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
     place_labels(axes, renderer, labels, points)
+    figure.draw_without_rendering()
     extents = [Text.get_window_extent(text, renderer) for text in axes.texts]
     assert len(extents) > 5
     assert not any(a.overlaps(b) for i, a in enumerate(extents) for b in extents[i + 1 :])
