@@ -6,6 +6,7 @@ candidates, their references and their notes are in a real repository, and each 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -17,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from runner import ledger
+from runner import gates, ledger
 from runner.cli import parts
 from runner.ledger import trial_folder
 from runner.measure import Measurement
@@ -25,6 +26,7 @@ from runner.records import brief, measurement_to_json
 from runner.run import SEEDS_PER_RUN, SEEDS_PER_TRIAL
 from runner.task import Task, load_task
 from runner.trial import AuditFacts, Compute, Ending, Kind, Measured, Record, Seconds, Verdict
+from runner.tried import FINGERPRINTS
 from runner.workspace import NOTES_REF, CommitText, Workspace
 
 TAG, PRESET = "long", "smoke"
@@ -73,9 +75,16 @@ def make(root: Path, trials: int, *, seed: int = 1) -> LongRun:
             (path / "train.py").write_text(_source(base, record.trial))
         if record.log_path is not None:
             Path(record.log_path).write_text("Traceback (most recent call last):\n" * 20)
+    remember(folder, records)
     kept = [record for record in records if record.verdict is Verdict.KEEP]
     workspace.start_branch(TAG, str(kept[-1].commit if kept else header["base"]))
     return LongRun(task=task, folder=folder, champion=kept[-1].trial if kept else 0)
+
+
+def remember(folder: Path, records: list[Record]) -> None:
+    """Write down fingerprints, as a running loop does after each trial."""
+    lines = [{"rules": gates.RULES, "commit": one.commit, "fingerprint": hashlib.sha256(str(one.commit).encode()).hexdigest()} for one in records]
+    (folder / FINGERPRINTS).write_text("".join(f"\n{json.dumps(line)}\n" for line in lines))
 
 
 def _header(workspace: Workspace, checkout: Task, folder: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import bisect
 import dataclasses
 import fcntl
 import json
+import mmap
 import os
 import stat
 import time
@@ -202,6 +203,23 @@ def read(folder: Path) -> State:
     state = State()
     read_on(folder, state, 0)
     return state
+
+
+def judged(folder: Path, trial: int) -> Record | None:
+    """The record of one trial, found in the journal without reading the rest; None if it is not judged.  Raises `StateError`."""
+    path = folder / JOURNAL
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            # As `write` writes it; within a text the quotes would be escaped.
+            at = data.rfind(b'"event":"judged","trial":%d,' % trial)
+            start, end = data.rfind(b"\n", 0, max(at, 0)) + 1, data.find(b"\n", max(at, 0))
+            line = data[start:end] if at >= 0 and end >= 0 else None
+        return None if line is None else record_from_json(json.loads(line)["record"])
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise StateError(message) from error
+    except (ValueError, KeyError, TypeError):  # an empty file, or a damaged line: which one is said by who reads them all
+        return next((record for record in read(folder).records if record.trial == trial), None)
 
 
 def read_on(folder: Path, state: State, start: int) -> int:

@@ -132,13 +132,14 @@ def with_verdict(record: Record, step: Step, noise: Noise) -> Record:
 
 def noise(records: Sequence[Record], rule: Rule, more: Sequence[float] = ()) -> Noise:
     """Of one measurement: the prior, and everything that was measured more than once; `more` are scores of one more file."""
-    groups: dict[str | None, list[float]] = {}
+    trees: dict[str | None, list[Record]] = {}
     for record in records:
         if record.verdict not in UNJUDGED:
-            scores = [one.val_bpb for one in record.measurements if one.val_bpb is not None]
-            groups.setdefault(record.commit, []).extend(scores)
-    known = [group for group in (*groups.values(), list(more)) if group]
-    return pooled(rule.sigma_prior, rule.sigma_prior_weight, known)
+            trees.setdefault(record.commit, []).append(record)
+    # Most of many thousands were measured once, which says nothing about the noise.
+    again = [tree for tree in trees.values() if len(tree) > 1 or len(tree[0].measurements) > 1]
+    groups = [[one.val_bpb for record in tree for one in record.measurements if one.val_bpb is not None] for tree in again]
+    return pooled(rule.sigma_prior, rule.sigma_prior_weight, [group for group in (*groups, list(more)) if group])
 
 
 def sample_of(records: Sequence[Record], commit: str) -> Sample:

@@ -64,6 +64,26 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert state.next_trial() == 4
 
 
+def test_one_record_is_found_among_all(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "t"
+    with ledger.writing(folder) as run:
+        run.write("run", format=ledger.FORMAT, tag="t")
+        for trial in (0, 1, 11):
+            run.write("proposed", trial=trial, idea='"event":"judged","trial":7,')
+            run.write("judged", trial=trial, record=ledger.record_to_json(record(trial)))
+
+    assert [ledger.judged(folder, trial) for trial in (0, 1, 7, 11)] == [record(0), record(1), None, record(11)]
+    path = folder / ledger.JOURNAL
+    data = path.read_bytes()
+    path.write_bytes(data[:-1])  # torn: it was never judged
+    assert ledger.judged(folder, 11) is None
+    path.write_bytes(data.replace(b'"tag":"t","commit"', b'"tag":,"commit"'))
+    with pytest.raises(StateError, match="line 3 is damaged"):
+        ledger.judged(folder, 11)
+    path.write_bytes(b"")
+    assert ledger.judged(folder, 0) is None
+
+
 def test_what_was_measured_of_an_open_trial_is_read_again(tmp_path: Path) -> None:
     with ledger.writing(tmp_path / "s" / "t") as run:
         run.write("proposed", trial=0, idea="x")

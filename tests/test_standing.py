@@ -130,7 +130,7 @@ def test_a_file_of_another_version_is_not_read(tmp_path: Path) -> None:
     value["version"][0] += 1
     value["tally"]["counts"]["keep"] = 9
     text = json.dumps(value).encode()
-    (folder / STANDING).write_bytes(standing._digest(text).encode() + b"\n" + text)  # noqa: SLF001 - a whole file but for its version
+    (folder / STANDING).write_bytes(standing._digest(text).encode() + b"\n" + text)
 
     assert standing.look(folder) == in_full(folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,8 +14,11 @@ from runner.cli import parts
 from runner.cli.app import HERE, JsonOption, TagOption, TaskOption, app
 from runner.cli.comparing import ReferenceOption, reference_for
 from runner.errors import StateError, UsageError
-from runner.ledger import State, is_held
+from runner.ledger import is_held, judged
 from runner.trial import Record, Verdict
+
+if TYPE_CHECKING:
+    from runner.report.standing import Standing
 
 TrialArgument = Annotated[int, typer.Argument(metavar="N", min=0, help="Number of the trial.")]
 
@@ -73,9 +76,9 @@ def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, a
     from runner.report.jsonrow import record_json
     from runner.report.show import show_text
 
-    workspace, folder, state = parts.look(task, tag)
-    record = _record(state, trial)
-    header = state.header or {}
+    workspace, folder, found = parts.glance(task, tag)
+    record = _record(folder, found, trial)
+    header = found.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
     before = header["head"] if record.verdict is Verdict.BASELINE or record.parent is None else record.parent
     diff = ""
@@ -168,8 +171,8 @@ def export_model(
     from runner.ledger import trial_folder
     from runner.measure import CHECKPOINT
 
-    _, folder, state = parts.look(task, tag)
-    record = _record(state, trial)
+    _, folder, found = parts.glance(task, tag)
+    record = _record(folder, found, trial)
     source = trial_folder(folder, trial) / CHECKPOINT
     if record.score_level == "reported":
         message = f"trial {trial} has no checkpoint: a task that reports its score hands over none"
@@ -206,10 +209,10 @@ def stop(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption = F
         typer.echo(f"no runner works on {folder.name!r}: there is nothing to stop")
 
 
-def _record(state: State, trial: int) -> Record:
-    for record in state.records:
-        if record.trial == trial:
-            return record
-    last = state.records[-1].trial if state.records else None
-    message = f"there is no finished trial {trial}" + (f"; the last is {last}" if last is not None else " yet")
-    raise UsageError(message)
+def _record(folder: Path, found: Standing, trial: int) -> Record:
+    record = judged(folder, trial)
+    if record is None:
+        last = found.summary.last
+        message = f"there is no finished trial {trial}" + (f"; the last is {last.trial}" if last is not None else " yet")
+        raise UsageError(message)
+    return record
