@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from runner import ledger
 from runner.errors import StateError
 from runner.ledger import JOURNAL, Ledger, record_to_json
+from runner.money import account
 from runner.report import standing
 from runner.report.standing import STANDING, Standing
 from runner.report.summary import summarise
@@ -24,9 +25,9 @@ SCORES = (None, 1.5, 1.25, 2.0, float(10**9))
 def record(trial: int, verdict: Verdict, commit: str | None, scores: tuple[float | None, ...], sigma: float | None) -> Record:
     known = [score for score in scores if score is not None]
     return Record(
-        trial=trial, tag="t", commit=commit, parent="base", agent="tuner", idea=f"idea {trial}", verdict=verdict,
+        trial=trial, tag="t", commit=commit, parent="base", agent="llm", cost_usd=0.25 if trial % 2 else None, prompt_tokens=trial, completion_tokens=1, idea=f"idea {trial}", verdict=verdict,
         val_bpb=sum(known) / len(known) if known else None, score_level="audited" if known else None,
-        measurements=tuple(Measured(seed=1, val_bpb=score) for score in scores), sigma=sigma,
+        measurements=tuple(Measured(seed=1, val_bpb=score, seconds=0.5) for score in scores), sigma=sigma,
         sigma_interval=None if sigma is None else (sigma / 2, sigma * 2), losses=((1, 2.0),), summary=(("depth", "4"),),
     )  # fmt: skip
 
@@ -60,7 +61,7 @@ def judge(run: Ledger, step: list[Record]) -> None:
 
 def in_full(folder: Path) -> Standing:
     state = ledger.read(folder)
-    return Standing(header=state.header, open_trial=state.open.trial if state.open else None, summary=summarise(state.records))
+    return Standing(state=replace(state, records=[]), summary=summarise(state.records), account=account(state.records))
 
 
 def made(folder: Path, trials: int = 4, *, saved_after: int = 3, why: str = "") -> None:

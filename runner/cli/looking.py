@@ -78,7 +78,7 @@ def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, a
 
     workspace, folder, found = parts.glance(task, tag)
     record = _record(folder, found, trial)
-    header = found.header or {}
+    header = found.state.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
     before = header["head"] if record.verdict is Verdict.BASELINE or record.parent is None else record.parent
     diff = ""

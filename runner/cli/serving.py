@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 
 from runner.cli import parts
@@ -14,6 +13,8 @@ from runner.errors import UsageError
 @app.command()
 def mcp(task: TaskOption = HERE, tag: TagOption = None, preset: PresetOption = None, gpus: GpusOption = None, cpu: CpuOption = False) -> None:
     """Serve tools to an agent by the Model Context Protocol, on standard input and output."""
+    from importlib.metadata import version
+
     from runner.agents.shown import read_brief
     from runner.driver import CommandDriver
     from runner.mcpserver import serve
