@@ -22,8 +22,8 @@ import git.exc
 
 from runner.errors import StateError
 from runner.interrupts import held_back
+from runner.places import STATE_FOLDER, state_beside
 
-STATE_FOLDER = ".autoresearch"
 NOTES_REF = "refs/notes/autoresearch"
 NOTE_ATTEMPTS, NOTE_PAUSE_SECONDS = 6, 0.05
 BRANCH_PREFIX = "refs/heads/autoresearch/"
@@ -35,7 +35,6 @@ _REGULAR = ("100644", _EXECUTABLE)
 BATCH_BYTES = 16 << 20
 """Read from git at once; a call for each file takes 5 ms."""
 _LOCKED = re.compile(r"Unable to create '([^']+\.lock)': File exists")
-_TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _ELSEWHERE = (
     "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -107,8 +106,7 @@ class Workspace:
         # Named, not looked for: if the folder goes away, git must not take the repository that we happen to be started in.
         found = str(Path(self._repo.git_dir).resolve())
         self._repo.git.update_environment(**_environment(), GIT_LITERAL_PATHSPECS="1", GIT_DIR=found)
-        common = Path(self._repo.common_dir).resolve()
-        self.state = common.parent / STATE_FOLDER if common.name == ".git" else common / STATE_FOLDER[1:]
+        self.state = state_beside(Path(self._repo.common_dir).resolve())
         root = self._repo.working_tree_dir
         if root is None:
             message = f"{folder} is a bare repository: clone it and work in the clone"
@@ -399,11 +397,6 @@ def _batches(entries: list[_Entry]) -> Iterator[list[_Entry]]:
 def branch_ref(tag: str) -> str:
     """The full name of a run's branch."""
     return BRANCH_PREFIX + tag
-
-
-def check_tag(tag: str) -> bool:
-    """True if `tag` can name a branch and a folder."""
-    return bool(_TAG.fullmatch(tag)) and ".." not in tag and not tag.endswith((".lock", "."))
 
 
 def _environment() -> dict[str, str]:

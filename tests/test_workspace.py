@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StateError
-from runner.workspace import CommitText, Workspace, check_tag
+from runner.places import check_tag
+from runner.workspace import CommitText, Workspace
 from tests.conftest import run_git
 
 TEXT = CommitText(

@@ -37,7 +37,7 @@ def status(task: TaskOption = HERE, tag: TagOption = None, reference: ReferenceO
     from runner.report.reference import reference_text, reference_values
     from runner.report.table import status_lines, status_values
 
-    _, folder, found = parts.glance(task, tag)
+    folder, found = parts.glance(task, tag)
     price = parts.gpu_price(folder, found.state.header or {})
     spent, ahead = costs_of(found.state, found.account, price), ahead_of(found.state, found.account, price)
     # Only who compares two runs has to read them.
@@ -76,7 +76,8 @@ def show(trial: TrialArgument, task: TaskOption = HERE, tag: TagOption = None, a
     from runner.report.jsonrow import record_json
     from runner.report.show import show_text
 
-    workspace, folder, found = parts.glance(task, tag)
+    workspace = parts.open_workspace(task)
+    folder, found = parts.glance(task, tag)
     record = _record(folder, found, trial)
     header = found.state.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
@@ -143,7 +144,8 @@ def champion(task: TaskOption = HERE, tag: TagOption = None, as_json: JsonOption
     """Print the champion's file: edit that for `autoresearch trial --candidate`."""
     from runner.report.table import champion_values
 
-    workspace, folder, found = parts.glance(task, tag)
+    workspace = parts.open_workspace(task)
+    folder, found = parts.glance(task, tag)
     header = found.state.header or {}
     frozen = parts.load_frozen(folder, workspace.root, header["preset"], header["overrides"])
     tip = workspace.tip(folder.name)
@@ -171,7 +173,7 @@ def export_model(
     from runner.ledger import trial_folder
     from runner.measure import CHECKPOINT
 
-    _, folder, found = parts.glance(task, tag)
+    folder, found = parts.glance(task, tag)
     record = _record(folder, found, trial)
     source = trial_folder(folder, trial) / CHECKPOINT
     if record.score_level == "reported":

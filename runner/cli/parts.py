@@ -19,7 +19,7 @@ from runner import ledger
 from runner.durable import write_durably
 from runner.errors import EngineError, GpuError, StateError, UsageError
 from runner.ledger import JOURNAL, Event, State
-from runner.workspace import Workspace, check_tag
+from runner.places import check_tag, find_state
 
 if TYPE_CHECKING:
     from runner.dryrun import DryRun
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runner.sandbox.volumes import PreparedVolume
     from runner.task import Task
     from runner.tried import Barred, Candidate, Gate
+    from runner.workspace import Workspace
 
 MAX_SLOTS = 64
 WITHOUT_DRY_RUN = ("tuner", "hand")
@@ -47,6 +48,8 @@ def open_workspace(task: Path) -> Workspace:
     if not task.is_dir():
         message = f"--task {task}: there is no such folder"
         raise UsageError(message)
+    from runner.workspace import Workspace
+
     return Workspace(task)
 
 
@@ -96,15 +99,14 @@ def look(task: Path, tag: str | None) -> tuple[Workspace, Path, State]:
     return workspace, folder, state
 
 
-def glance(task: Path, tag: str | None) -> tuple[Workspace, Path, Standing]:
-    """Workspace, folder and standing of a run, for looking only; however many trials it has, this takes no longer."""
+def glance(task: Path, tag: str | None) -> tuple[Path, Standing]:
+    """Folder and standing of a run, for looking only; however many trials it has, this takes no longer."""
     from runner.report import standing
 
-    workspace = open_workspace(task)
-    folder = run_folder(workspace.state, tag)
+    folder = run_folder(find_state(task) or open_workspace(task).state, tag)
     found = standing.look(folder)
     _refuse_unstarted(folder, found.state.header)
-    return workspace, folder, found
+    return folder, found
 
 
 def _refuse_unstarted(folder: Path, header: Event | None) -> None:
