@@ -61,7 +61,7 @@ class RunFiles:
 
     def _whole(self, records: Sequence[Record]) -> bool:
         path = self._folder / RESULTS
-        return path.exists() and path.read_bytes() == self._rows.text(records).encode()
+        return path.is_file() and path.read_bytes() == self._rows.text(records).encode()
 
     def _drawn(self) -> bool:
         """Whether the plot is not older than the table, which is written first."""
