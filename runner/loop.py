@@ -301,6 +301,7 @@ class Loop:
         if record.verdict is Verdict.ABANDONED:
             self._tried = None  # it may be tried again
         self._run.record(record)
+        self._account.add(record)
         self._purse.used(record)
         self._view.finished(record, self._run.records)
         log.info(
