@@ -158,8 +158,7 @@ def sample_of(records: Sequence[Record], commit: str) -> Sample:
 
 def champion_of(records: Sequence[Record], base: str) -> str:
     """The commit that the branch should be at."""
-    kept = [record.commit for record in records if record.verdict is Verdict.KEEP and record.commit]
-    return kept[-1] if kept else base
+    return next((record.commit for record in reversed(records) if record.verdict is Verdict.KEEP and record.commit), base)
 
 
 def champion_is_stale(records: Sequence[Record], base: str, options: JudgeOptions) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from runner.agents.study import structure
 from runner.constants import Constant, find_constants, set_constants
@@ -28,6 +29,11 @@ def combine(champion: str, sources: Sequence[str]) -> Combination | None:
 
     A file that changes more than constants is left out, and so is one that wants another value than an earlier one for the same constant.
     """
+    return _combined(champion, tuple(sources))
+
+
+@lru_cache(maxsize=2)  # the same near misses are put together for each prompt until there are others
+def _combined(champion: str, sources: tuple[str, ...]) -> Combination | None:
     try:
         before = find_constants(champion)
     except UsageError:
