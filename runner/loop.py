@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -221,11 +221,8 @@ class Loop:
             created=lambda phase, name: run.ledger.write("created", trial=trial, phase=phase, container=name),
             progress=lambda progress: self._view.progress(trial, progress),
         )
-        try:
+        with self._noted(trial):
             found = self._gate.examine(candidate)
-        except EngineFailedError as error:
-            run.ledger.write("failed", trial=trial, reason=str(error))
-            raise
         if found is None:
             run.ledger.write("examined", trial=trial)
         return found
@@ -264,7 +261,7 @@ class Loop:
             work = partial(self._measurer.confirm, trial, folder, run.measurement(trial, index))
         else:
             work = partial(self._measurer.measure, trial, folder, seed=run.seed(trial, index))
-        try:
+        with self._noted(trial):
             found = self._undisturbed(trial, partial(
                 work,
                 caps=caps(run.task, run.records),
@@ -272,14 +269,20 @@ class Loop:
                 notes=run.notes(trial, step),
                 progress=lambda progress: self._view.progress(trial, progress),
             ))  # fmt: skip
+        run.measured(trial, index, replace(found, seed=run.seed(trial, index)), confirmed=step.do is Do.CONFIRM)
+
+    @contextmanager
+    def _noted(self, trial: int) -> Iterator[None]:
+        """Write down what ends work on a trial from outside."""
+        try:
+            yield
         except EngineFailedError as error:
-            run.ledger.write("failed", trial=trial, reason=str(error))
+            self._run.ledger.write("failed", trial=trial, reason=str(error))
             raise
         except (KeyboardInterrupt, Terminated) as signalled:
             with suppress(StateError):
-                run.ledger.write("interrupted", trial=trial, signal=name_of(signalled))
+                self._run.ledger.write("interrupted", trial=trial, signal=name_of(signalled))
             raise
-        run.measured(trial, index, replace(found, seed=run.seed(trial, index)), confirmed=step.do is Do.CONFIRM)
 
     def _undisturbed(self, trial: int, work: Callable[[], Measurement]) -> Measurement:
         """What comes of `work` when nothing disturbs it, or of the last try that there is."""
