@@ -140,7 +140,7 @@ def slept(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         )
         night.run(1, then=hangs, seconds=SHORT)  # 10: the deadline
         night.call("hint", HINT)
-        first, *rest = says(changes(better, MOMENTUM=0.92), idea("a higher momentum"))
+        first, *rest = says(changes(better, MATRIX_LR=0.4), idea("a far too high rate"))
         night.run(1, also(look, first), *rest)  # 11: with the hint, and the plateau's wishes
         yield found
 
@@ -167,7 +167,7 @@ def test_everything_that_can_happen_to_an_agents_proposal_is_in_the_log(slept: S
     assert (reached["verdict"], "train.py is unchanged" in reached["reason"]) == ("invalid", True), by_number
     assert (refused["verdict"], refused["commit"]) == ("invalid", None), by_number
     assert (late["verdict"], f"still running after {SHORT} s" in late["reason"]) == ("invalid", True), by_number
-    assert (last["idea"], last["ending"]) == ("a higher momentum", "finished"), by_number
+    assert (last["idea"], last["ending"]) == ("a far too high rate", "finished"), by_number
 
 
 def test_every_one_is_in_what_a_person_reads(slept: Slept) -> None:
@@ -203,7 +203,7 @@ def test_nothing_but_its_one_file_came_back(slept: Slept) -> None:
     assert {place: read(night.folder, place) for place in slept.before} == slept.before
     asked = "".join(str(request.body) for request in night.server.requests)
     said = night.told(8, "stdout.txt") + night.told(8, "stderr.txt")
-    assert re.search("read-only file system|EROFS", said + asked, re.IGNORECASE), said
+    assert re.search("read-only file system|EROFS|EBUSY", said + asked, re.IGNORECASE), said
     assert not list((night.folder / ".autoresearch").glob("*/command/scratch"))
 
 
@@ -231,10 +231,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
 def test_each_agent_makes_a_proposal_that_is_measured(measured: Asked, agent: Agent) -> None:
     measured.agent = agent
     measured.environment |= agent.variables(measured.url)
-    momentum = round(0.901 + 0.001 * ALL.index(agent), 3)
-    measured.run(1, *agent.says(changes(measured.call("champion"), MOMENTUM=momentum), idea(f"momentum by {agent.title}")))
+    # So much worse that nothing is measured twice.
+    rate = 0.4 + 0.01 * ALL.index(agent)
+    measured.run(1, *agent.says(changes(measured.call("champion"), MATRIX_LR=rate), idea(f"a rate by {agent.title}")))
 
     row = measured.rows()[-1]
-    assert (row["ending"], row["idea"], row["kind"]) == ("finished", f"momentum by {agent.title}", "hyperparameter"), row["reason"]
-    assert f"+MOMENTUM = {momentum}" in measured.call("show", str(row["trial"]))
+    assert (row["ending"], row["idea"], row["kind"]) == ("finished", f"a rate by {agent.title}", "hyperparameter"), row["reason"]
+    assert f"+MATRIX_LR = {rate}" in measured.call("show", str(row["trial"]))
     assert (row["cost_usd"] is not None) is (agent is CLAUDE)

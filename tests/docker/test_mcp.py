@@ -23,7 +23,7 @@ from tests.docker.test_end_to_end import BETTER, CANDIDATES, COMMAND, KEYS, LOOK
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 TAG = "driven"
 
