@@ -5,6 +5,7 @@ Drawn with matplotlib's object interface on Agg: no display, no global state.
 
 from __future__ import annotations
 
+import gc
 import io
 import statistics
 import warnings
@@ -86,6 +87,8 @@ def draw_progress(records: Sequence[Record], path: Path, *, tag: str, reference:
         _draw(figure, canvas, records, plain(tag, 40), reference)
         buffer = io.BytesIO()
         canvas.print_figure(buffer, format="png")
+    del figure, canvas
+    gc.collect()  # a figure is a ring of references: left to the collector's own pace, 50 MB of old ones stay
     replace_file(path, buffer.getvalue())
 
 
