@@ -22,7 +22,7 @@ from tests.docker.quick import SLEEPS, SOLVE, TAG, Driven, audited, ended, quick
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(590)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 BETTER, WORSE = SOLVE.replace("0.5", "0.7"), SOLVE.replace("0.5", "0.3")
 VERDICTS = ["baseline", "keep", "discard"]
