@@ -252,7 +252,7 @@ def bench(preset: str, seed: int, state: Path, folder: Path) -> Iterator[Bench]:
         fixed = parts.prepare_volume(task, prepared, session.folder / "task", labels, "train")
         sandbox = NotingSandbox(DockerSandbox(noted), calls, folder)
         # What a command does, but for the sandbox, which is ours.
-        auditing = session._auditing(sandbox, client, task, prepared, tuple(labels.items()))  # noqa: SLF001
+        auditing = session._auditing(parts.steady(sandbox, stopping=lambda: False, tell=print), client, task, prepared, tuple(labels.items()))  # noqa: SLF001
         with auditing as (measurer, _):
 
             def go(agent: Agent) -> None:

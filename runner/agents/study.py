@@ -19,6 +19,9 @@ from runner.errors import UsageError
 from runner.literals import Value
 from runner.trial import Record
 
+MOST = 300
+"""Files are looked at, the newest: reading one takes 30 ms, and what lies further back says little of today's champion."""
+
 Source = Callable[[int], str | None]
 """The file that a trial proposed; None if it left none."""
 
@@ -49,12 +52,13 @@ class Study:
         self._files: dict[int, _File | None] = {}
 
     def points(self, champion: str, where: Region, history: Sequence[Record]) -> list[Point]:
-        """Every file that was scored and has the structure of the file `champion`, oldest first; `where` is the space over that file."""
+        """The newest files that were scored and have the structure of the file `champion`, oldest first; `where` is the space over that file."""
         wanted = structure(champion, self._names)
         found = []
-        for commit, records in _by_commit(history).items():
-            scores = [one.val_bpb for one in records if one.val_bpb is not None and math.isfinite(one.val_bpb)]
-            file = self._file(records[0].trial) if scores else None
+        scored = [one for one in history if one.val_bpb is not None and math.isfinite(one.val_bpb)]
+        for commit, records in list(_by_commit(scored).items())[-MOST:]:
+            scores = [one.val_bpb for one in records if one.val_bpb is not None]
+            file = self._file(records[0].trial)
             setting = _setting(file.values, where) if file is not None and file.structure == wanted else None
             if setting is not None:
                 found.append(Point(commit=commit, setting=setting, score=math.fsum(scores) / len(scores)))
