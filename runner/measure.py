@@ -17,7 +17,7 @@ import numpy.typing as npt
 from runner import audit, evidence, score
 from runner.asking import Asked, Auditor, Claim, Work
 from runner.compute import Caps, caps, charge, computed, slack
-from runner.errors import EngineError
+from runner.errors import EngineError, StateError
 from runner.notes import Notes
 from runner.phases import CHECKPOINT, NLL, ROWS, Cap, Phases, Place
 from runner.prepare import Prepared, Split
@@ -165,7 +165,12 @@ class Measurer:
         assert measured.seed is not None
         work = Work(self._sandbox, trial, folder, measured.seed, caps, notes, progress)
         claim = evidence.load_claim(folder)
-        assert claim is not None
+        if claim is None or not (folder / CHECKPOINT).exists():
+            message = (
+                f"{folder} has no claim or no checkpoint any more, and its trial waits to be confirmed: the journal is older than "
+                "the files beside it. Put the newer one back, or start another run with --new"
+            )
+            raise StateError(message)
         reference = evidence.reference(list(references))
         number = 1 + (notes.audits or len(evidence.audits(folder)[0]))
         rounds = self._task.score.confirm_rounds

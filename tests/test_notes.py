@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runner.errors import EngineError
+from runner.errors import EngineError, StateError
 from runner.ledger import Event
 from runner.measure import Caps, Measurement
 from runner.notes import Notes, result_from_json, result_to_json
@@ -207,3 +207,12 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert result_from_json(value, tmp_path) == result
     (tmp_path / "checkpoint.safetensors").write_bytes(b"another")
     assert result_from_json(value, tmp_path) is None
+
+
+@pytest.mark.parametrize("lost", ["claim.npy", "checkpoint.safetensors"])
+def test_what_cannot_be_confirmed_any_more_is_said(journalled: Journalled, lost: str) -> None:
+    measured = journalled.measure()
+    (journalled.folder / lost).unlink()
+
+    with pytest.raises(StateError, match="the journal is older than the files beside it"):
+        journalled.confirm(measured)
