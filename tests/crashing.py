@@ -64,7 +64,10 @@ def in_a_process(scene: Scene, work: Callable[[], None], before: Callable[[], No
 
 
 def watch(act: Callable[[int, str], None]) -> None:
-    """Have `act` called before each call of a function that changes something, with the number of the call and the function's name."""
+    """Have `act` called before each call of a function that changes something, with the number of the call and the function's name.
+
+    And when a process is waited for, with the number that was last.
+    """
     number = 0
 
     def profile(_: object, event: str, function: Any) -> None:
@@ -72,6 +75,8 @@ def watch(act: Callable[[int, str], None]) -> None:
         if event == "c_call" and function.__name__ in CHANGING:
             number += 1
             act(number, function.__name__)
+        elif event == "c_call" and function.__name__ == "waitpid":
+            act(number, "waitpid")
 
     sys.setprofile(profile)
 
@@ -79,8 +84,8 @@ def watch(act: Callable[[int, str], None]) -> None:
 def kill_at(point: int) -> Callable[[], None]:
     """Set up that this process is killed at that point."""
 
-    def act(number: int, _: str) -> None:
-        if number == point:
+    def act(number: int, name: str) -> None:
+        if number == point and name != "waitpid":
             os.kill(os.getpid(), signal.SIGKILL)
 
     return partial(watch, act)
@@ -114,14 +119,19 @@ def points(scene: Scene, work: Callable[[], None]) -> tuple[int, tuple[Point, ..
     log = scene.root.with_name(f"{scene.root.name}.points")
 
     def note() -> None:
-        seen, git = dict.fromkeys(PARTS, b""), True
+        seen = dict.fromkeys(PARTS, b"")
+        running, git = False, True
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
         def act(number: int, name: str) -> None:
-            nonlocal seen, git
-            # Only git itself writes there: what it changed is looked for after each of its processes.
-            now = seen | _disk(scene, git=git)
-            git = name == "fork_exec"
+            nonlocal seen, running, git
+            if name == "waitpid":
+                running, git = False, True
+                return
+            # Only git itself writes there: what it changed is looked for when its process has ended.
+            now = seen | _disk(scene, git=git and not running)
+            git = running
+            running = running or name == "fork_exec"
             changed = [part for part in PARTS if now[part] != seen[part]]
             os.write(file, f"{number} {' '.join(changed)}\n".encode())
             seen = now

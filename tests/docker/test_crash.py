@@ -119,6 +119,7 @@ def test_killed_while_a_container_runs_the_next_one_removes_it_and_goes_on(tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_at_any_step_a_trial_is_there_once_and_whole(tmp_path: Path, engine: DockerClient) -> None:
     task = Task(tmp_path / "task")
     task.call("run", *TINY, "--trials", "0")
