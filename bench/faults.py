@@ -112,9 +112,11 @@ def _stopped(task: Driven, command: tuple[str, ...], chance: random.Random) -> O
 
 def _removed(task: Driven, command: tuple[str, ...], chance: random.Random) -> Outcome:
     with _begun(task, command, chance) as child:
-        there = [one["container"] for one in task.events() if one["event"] == "created"]
-        if there:
-            subprocess.run(["docker", "rm", "-f", there[-1]], check=False, capture_output=True)
+        while child.poll() is None:
+            there = [one["container"] for one in task.events() if one["event"] == "created"]
+            if there and subprocess.run(["docker", "rm", "-f", there[-1]], check=False, capture_output=True).stdout:
+                break  # the engine names what it removed
+            time.sleep(0.1)
         return _ended(child)
 
 
