@@ -196,7 +196,7 @@ def run_violations(folder: Path, run: Path) -> list[str]:
         must(ref == record.commit, f"trial {record.trial}: its reference is {ref}")
         lines = [json.loads(line) for line in run_git(folder, "notes", "--ref=autoresearch", "show", record.commit).splitlines()]
         wanted = json.loads(json.dumps(ledger.record_to_json(record)))
-        must(wanted in lines, f"trial {record.trial}: its note is {lines}")
+        must(wanted in lines, f"trial {record.trial}: its note is not its record")
     if records:
         must((run / "results.tsv").read_text() == tsv_text(records), "results.tsv is not what the journal says")
     fsck = run_git(folder, "fsck", "--no-dangling", "--connectivity-only")
