@@ -23,7 +23,7 @@ ANSWERS = (
     r"GET .*/containers/.*/json", r"GET .*/archive", r"PUT .*/archive", r"GET .*/logs", r"POST .*/exec",
 )  # fmt: skip
 """Requests to the engine whose answers are lost."""
-ENDING_SECONDS = 240.0
+ENDING_SECONDS = 1500.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -205,7 +205,7 @@ def run_violations(folder: Path, run: Path) -> list[str]:
     return found
 
 
-def ended(child: subprocess.Popen[str], code: int, *, seconds: float = 280) -> str:
+def ended(child: subprocess.Popen[str], code: int, *, seconds: float = 1500) -> str:
     """What a command printed, once it has ended with this code; else an error."""
     out, err = child.communicate(timeout=seconds)
     assert child.returncode == code, f"exit {child.returncode}\n{out}\n{err}"
