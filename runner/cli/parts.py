@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from runner.workspace import Workspace
 
 MAX_SLOTS = 64
+VOLUMES_LOCK = "volumes.lock"
+"""In the state folder: held while prepared volumes are filled and checked."""
 WITHOUT_DRY_RUN = ("tuner", "hand")
 """Who sets constants within ranges that a person gave fails seldom, and a dry run would cost every trial seconds.  And who asks for a
 trial of this very file gets one."""
@@ -303,7 +305,9 @@ def reap_dead(sandbox: DockerSandbox, state: Path) -> int:
                 living.add((ledger.read(folder).header or {}).get("id"))
             except StateError:
                 return 0  # nobody can say what is that run's
-    return sum(sandbox.reap({"autoresearch.run": run}) for run in sorted(there - living))
+    removed = sum(sandbox.reap({"autoresearch.run": run}) for run in sorted(there - living))
+    with ledger.one_at_a_time(state / VOLUMES_LOCK):  # who fills a volume holds that, so these are of the dead
+        return removed + sandbox.reap({**owner_labels(state), "autoresearch.role": "keeper"})
 
 
 def within(task: Task, client: Engine) -> Task:

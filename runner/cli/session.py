@@ -14,7 +14,7 @@ import typer
 from runner import ledger
 from runner.cli import parts
 from runner.cli.app import run_folder
-from runner.cli.setting_up import VOLUMES_LOCK, prepared_for
+from runner.cli.setting_up import prepared_for
 from runner.cli.starting import Wanted, held, refuse_other_level, refuse_other_wishes, which_run
 from runner.clock import Now, utc_now
 from runner.errors import AutoresearchError, DataError, Terminated
@@ -168,7 +168,7 @@ class Session:
             volumes = [*fixed.values(), *([rows] if rows else [])]
 
             def fill() -> None:
-                with ledger.one_at_a_time(self.workspace.state / VOLUMES_LOCK):
+                with ledger.one_at_a_time(self.workspace.state / parts.VOLUMES_LOCK):
                     for volume in volumes:
                         provide(client, header["image"], volume)
 

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 MIRROR = "AUTORESEARCH_MIRROR"
 """Environment variable with the address of a hub that serves the same data sets."""
 
-VOLUMES_LOCK = "volumes.lock"
-"""Held while prepared volumes are filled and checked."""
-
 GITIGNORE = "__pycache__/\n.autoresearch/\n"
 
 images_app = typer.Typer(no_args_is_help=True, help="Build and pin what trials run in.")
@@ -166,8 +163,6 @@ def reap(task: TaskOption = HERE, as_json: JsonOption = False) -> None:
     ledger.make_state(state)
     sandbox = DockerSandbox(client)
     removed = job.reap(client, parts.data_root(state)) + parts.reap_dead(sandbox, state)
-    with ledger.one_at_a_time(state / VOLUMES_LOCK):
-        removed += sandbox.reap({**parts.owner_labels(state), "autoresearch.role": "keeper"})
     typer.echo(json.dumps({"removed": removed}) if as_json else f"{removed} containers and volumes removed")
 
 
