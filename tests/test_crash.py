@@ -67,7 +67,7 @@ def test_the_story_has_what_can_happen(story: list[Stage], undisturbed: Scene) -
         assert changed >= ({"journal", "git"} if STAGES[stage.number] == "a refusal" else {"journal", "git", "engine", "leases"})
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_killed_before_or_after_a_step_nothing_is_lost(story: list[Stage], folder: Path) -> None:
     cases = [(stage, (point.number,)) for stage in story for point in stage.points if point.at_a_step][::SAMPLE]
 
@@ -151,7 +151,7 @@ def test_a_journal_cut_at_every_byte_is_read_as_what_was_whole_before(story: lis
     assert len(whole.records) >= 2
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_run_goes_on_after_its_journal_lost_its_end(story: list[Stage], folder: Path) -> None:
     """It does again what the journal does not know of.  A branch that is ahead of it is not taken for its own, and the message says what to do."""
     stage, before = story[1], story[2].before
