@@ -52,7 +52,7 @@ def test_a_run_that_is_killed_at_random_moments_comes_to_its_end(tmp_path: Path,
     values = [0.52, 0.4, 0.6, 0.55, 0.7, 0.76, 0.65, 0.82]
     task = quick(tmp_path / "task", STATE)
     command = task.propose(*(SOLVE.replace("0.5", str(value)) for value in values))
-    kills = killed_at_random(lambda: task.spawn(*command), 9, kills=KILLS)
+    kills = killed_at_random(lambda: task.spawn(*command), 4, kills=KILLS)
     task.call(*command)
 
     assert kills == KILLS
