@@ -21,7 +21,7 @@ from tests.lasting import STAGES, Scene, outcome
 
 IN_MEMORY = Path("/dev/shm")
 """A disk that is written to in no time."""
-SAMPLE = 4
+SAMPLE = 6
 """Of the points at the steps, one in so many is tried where time is short."""
 
 
