@@ -111,10 +111,17 @@ def trial(
     wanted = Wanted(preset=preset, cpu=cpu, gpus=gpus, seed=seed, dataset=dataset, source=source, runtime=runtime)
     agent = HandAgent(text, message or f"{candidate.name} by hand")
     with open_session(task, tag, wanted, new=new, as_json=as_json, only_token=agent.token) as session:
-        under_way = session.ledger.state.open
-        if under_way is not None and under_way.proposed["token"] == agent.token:
+        state = session.ledger.state
+        if state.open is not None and state.open.proposed["token"] == agent.token:
+            agent.skip()
+        # Judged, and then its runner died: nobody was told, and tried again it would be a duplicate of itself.
+        judged = None if state.unfinished is None else state.record(state.unfinished)
+        untold = judged if judged is not None and judged.token == agent.token else None
+        if untold is not None:
             agent.skip()
         session.go(agent, Stops(trials=1))
+        if untold is not None:
+            session.view.finished(untold, state.records)
 
 
 def _read_source(path: Path) -> str:

@@ -76,6 +76,11 @@ class Task:
         out, err = child.communicate(timeout=400)
         assert child.returncode == -signal.SIGKILL, f"exit {child.returncode}\n{out}\n{err}"
 
+    @property
+    def label(self) -> str:
+        """Of everything that the run has in the engine."""
+        return f"autoresearch.run={self.events()[0]['id']}"
+
     def events(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.run / "journal.jsonl").read_text().splitlines()]
 
@@ -90,7 +95,7 @@ def check(task: Task, engine: DockerClient, records: list[dict[str, Any]]) -> No
         notes = run_git(task.folder, "notes", "--ref=autoresearch", "show", one["commit"])
         assert one["trial"] in [json.loads(line)["trial"] for line in notes.splitlines()]
     assert len((task.run / "results.tsv").read_text().splitlines()) == 1 + len(records)
-    assert ours(engine, f"autoresearch.tag={TAG}") == []
+    assert ours(engine, task.label) == []
     counts = Counter((event["event"], event.get("trial")) for event in task.events())
     for one in records:
         assert (counts["proposed", one["trial"]], counts["judged", one["trial"]], counts["done", one["trial"]]) == (1, 1, 1)
@@ -106,7 +111,7 @@ def test_killed_while_a_container_runs_the_next_one_removes_it_and_goes_on(tmp_p
         assert child.poll() is None, child.communicate()
     child.kill()
     child.communicate()
-    left = ours(engine, f"autoresearch.tag={TAG}")
+    left = ours(engine, task.label)
     assert len(left) >= 4  # the trial, its holder, their volumes
 
     task.call("run", *TINY, "--trials", "0")
