@@ -232,7 +232,7 @@ def test_each_agent_makes_a_proposal_that_is_measured(measured: Asked, agent: Ag
     measured.agent = agent
     measured.environment |= agent.variables(measured.url)
     # So much worse that nothing is measured twice.
-    rate = 0.4 + 0.01 * ALL.index(agent)
+    rate = round(0.4 + 0.01 * ALL.index(agent), 2)
     measured.run(1, *agent.says(changes(measured.call("champion"), MATRIX_LR=rate), idea(f"a rate by {agent.title}")))
 
     row = measured.rows()[-1]
