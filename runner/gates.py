@@ -154,13 +154,18 @@ def _too_much(source: str, champion: str, limits: GateLimits) -> str | None:
     return None
 
 
-MODEL = "build_model"
+MAIN, MODEL = "main", "build_model"
 
 
 def _without_model(source: str) -> str | None:
-    """Whether a scoring program that calls `build_model(device)` surely finds nothing to call."""
+    """Whether a scoring program that calls `build_model(device)` surely finds nothing to call.
+
+    A file that has no `main` either is no version of the training file but a person's own script, which is given its container.
+    """
     made: list[ast.AST] = []
+    version = False
     for node in _in_order(_parse(source)):
+        version = version or (isinstance(node, ast.FunctionDef) and node.name == MAIN)
         match node:
             case ast.ImportFrom(names=names) | ast.Import(names=names) if any((one.asname or one.name) in (MODEL, "*") for one in names):
                 return None
@@ -172,6 +177,8 @@ def _without_model(source: str) -> str | None:
                 return None  # set by its name
             case _:
                 pass
+    if not made and not version:
+        return None
     if not made:
         return f"the contract: there is no {MODEL}(device), which the score needs"
     match made:

@@ -489,6 +489,10 @@ def test_a_model_that_may_be_there_passes(made: str) -> None:
     assert refused(made + BODY, scored=True) is None
 
 
+def test_a_script_that_is_no_version_of_the_file_is_given_its_container() -> None:
+    assert refused("import os\n\nprint(os.listdir('/'))\n", scored=True) is None
+
+
 def test_what_a_model_cannot_mend_is_said_to_be_so() -> None:
     def mendable(source: str, **more: object) -> bool:
         given = {"tried": {}, "limits": LIMITS, "held_out": None, "scored": True, **more}
