@@ -20,7 +20,7 @@ from tests.docker.conftest import STATE, charge_little, ours, without_dry_run
 if TYPE_CHECKING:
     from docker import DockerClient
 
-pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]
 
 COMMAND = Path(sys.executable).with_name("autoresearch")
 TAG = "final-test"

@@ -238,6 +238,7 @@ def packing(tmp_path_factory: pytest.TempPathFactory) -> Task:
     return task
 
 
+@pytest.mark.slow
 def test_the_shipped_example_is_searched(packing: Task) -> None:
     records = packing.json("log")
     judged = records[5:]
@@ -249,6 +250,7 @@ def test_the_shipped_example_is_searched(packing: Task) -> None:
     assert {record["score_level"] for record in records} == {"reported"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "verdict"),
     [
