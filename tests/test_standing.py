@@ -175,3 +175,24 @@ def test_nothing_is_saved_while_a_trial_is_under_way(tmp_path: Path) -> None:
         standing.save(folder)
         assert (folder / STANDING).read_bytes() == before
         assert standing.look(folder).open_trial == 4
+
+
+def test_who_had_to_read_much_writes_the_file_unless_a_runner_will(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "t"
+    made(folder, trials=standing.MANY + 1, saved_after=0)
+    expected = in_full(folder)
+    with ledger.writing(folder):
+        assert standing.look(folder) == expected
+        assert not (folder / STANDING).exists()
+
+    assert standing.look(folder) == expected
+    assert (folder / STANDING).exists()
+    assert standing.look(folder) == expected
+
+
+def test_who_may_only_look_does_not_write(tmp_path: Path) -> None:
+    folder = tmp_path / "s" / "t"
+    made(folder, trials=standing.MANY + 1, saved_after=0)
+    (folder / STANDING).mkdir()
+
+    assert standing.look(folder) == in_full(folder)

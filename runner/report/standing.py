@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ VERSION = 1
 """Of what is in the file.  It also does not hold for a program whose records or tallies have other fields."""
 EDGE = 64 << 10
 """Bytes of the journal, at its beginning and before the place, that must be the same.  It is only appended to."""
+MANY = 100
+"""Trials that are quickly read."""
 RECORDS = ("first", "kept", "last", "noted")
 """Fields of a tally that are records."""
 
@@ -48,14 +51,23 @@ class Standing:
 
 
 def look(folder: Path) -> Standing:
-    """How the run in `folder` stands.  Raises `StateError` if the journal is damaged in what is read of it."""
-    state, tally, _ = _fold(folder)
+    """How the run in `folder` stands.  Raises `StateError` if the journal is damaged in what is read of it.
+
+    Where much had to be read and no runner is there to do it, the file is written for whoever looks next.
+    """
+    state, tally, size = _fold(folder)
+    if len(state.records) > MANY and not ledger.is_held(folder):
+        with suppress(StateError):  # of somebody who may only look
+            _save(folder, state, tally, size)
     return Standing(state=dataclasses.replace(state, records=[]), summary=tally.summary(), account=tally.account)
 
 
 def save(folder: Path) -> None:
     """Bring the file up to date, unless a trial is under way: then the next one does.  Raises `StateError`."""
-    state, tally, size = _fold(folder)
+    _save(folder, *_fold(folder))
+
+
+def _save(folder: Path, state: State, tally: Tally, size: int) -> None:
     settled = state.settled()
     if settled is None:
         return
