@@ -22,7 +22,7 @@ from runner.money import Purse, TooDearError, account
 from runner.notes import Notes
 from runner.protocols import Agent, View
 from runner.run import Run
-from runner.trial import Ending, Progress, Proposal, Record, Refusal, Verdict
+from runner.trial import Ending, Progress, Proposal, Record, Refusal, Suggested, Verdict
 from runner.tried import FINGERPRINTS, OPEN, Barred, Candidate, Fingerprints, Gate, tried_in
 from runner.verdicts import Do, Step
 
@@ -214,6 +214,7 @@ class Loop:
             source=(folder / "train.py").read_bytes().decode(),
             champion=run.source(proposed["parent"]),
             agent=proposed["agent"],
+            suggestion=Suggested(proposed["suggestion"]) if proposed.get("suggestion") else None,
             seed=run.seed(trial, 0),
             caps=caps(run.task, run.records),
             step_seconds=step_seconds(run.records),

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from runner.compute import Caps
-from runner.trial import Ending, Progress
+from runner.trial import Ending, Progress, Suggested
 
 FINGERPRINTS = "fingerprints.jsonl"
 Fingerprint = Callable[[str], str | None]
@@ -42,6 +42,8 @@ class Candidate:
     champion: str
     """The file that it is a change of."""
     agent: str
+    suggestion: Suggested | None = None
+    """What became of the tuner's, if it began with one."""
     seed: int
     caps: Caps
     """Of its measurement."""

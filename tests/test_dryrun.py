@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
+from runner.cli import parts
 from runner.compute import Caps, step_seconds
 from runner.constants import find_constants
 from runner.dryrun import CUT, DryRun, Failure, barred, cut, said
@@ -16,7 +17,18 @@ from runner.phases import DRY_STEPS, Phases, Place
 from runner.prepare import Prepared, load
 from runner.settings import Budget, DataOptions, GateOptions, JudgeOptions, ScoreOptions, TaskLimits
 from runner.task import Task
-from runner.trial import Compute, Ending, PhaseImages, Progress, Record, Result, Seconds, TrialSpec, Verdict
+from runner.trial import (
+    Compute,
+    Ending,
+    PhaseImages,
+    Progress,
+    Record,
+    Result,
+    Seconds,
+    Suggested,
+    TrialSpec,
+    Verdict,
+)
 from runner.tried import Barred, Candidate
 from tests.fakes import LENGTH, VOCAB, prepared_folder
 
@@ -259,3 +271,26 @@ def test_the_slowest_baseline_says_what_a_step_takes() -> None:
     records: Sequence[Record] = [baseline(2.0, 20), baseline(3.0, 20), baseline(None, 20), baseline(9.0, 0), baseline(9.0, 1, Verdict.KEEP)]
     assert step_seconds(records) == 0.15
     assert step_seconds([]) is None
+
+
+@pytest.mark.parametrize(
+    ("agent", "suggestion", "runs"),
+    [
+        ("llm", None, 1),
+        ("command", None, 1),
+        ("replay", None, 1),
+        ("tuner", None, 0),
+        ("hand", None, 0),
+        ("hybrid", Suggested.UNSEEN, 0),
+        ("hybrid", Suggested.TAKEN, 0),
+        ("hybrid", Suggested.FALLBACK, 0),
+        ("hybrid", Suggested.CHANGED, 1),
+        ("hybrid", Suggested.OVERRIDDEN, 1),
+        ("hybrid", None, 1),
+    ],
+)
+def test_what_is_the_tuners_or_handed_in_has_none(bench: Bench, agent: str, suggestion: Suggested | None, runs: int) -> None:
+    gate = parts.gate(task(steps=20), None, dry_run=bench.dry_run())
+    assert gate.examine(replace(bench.candidate("A = 1\n", "A = 2\n"), agent=agent, suggestion=suggestion)) is None
+
+    assert len(bench.sandbox.specs) == runs

@@ -176,6 +176,7 @@ def gate(task: Task, prepared: Prepared | None, *, card_gb: float | None = None,
 
 def _examine(task: Task, candidate: Candidate, card_gb: float | None, dry_run: DryRun | None) -> Barred | None:
     """The gates after the first, the cheap ones before the one that takes seconds."""
+    from runner.agents.plateau import THE_TUNERS
     from runner.memory import too_large
     from runner.statics import static_errors
     from runner.tried import Barred
@@ -188,7 +189,7 @@ def _examine(task: Task, candidate: Candidate, card_gb: float | None, dry_run: D
         )  # fmt: skip
     if reason is not None:
         return Barred(reason=reason)
-    if dry_run is None or candidate.agent in WITHOUT_DRY_RUN:
+    if dry_run is None or candidate.agent in WITHOUT_DRY_RUN or candidate.suggestion in THE_TUNERS:
         return None
     return dry_run.examine(candidate)
 
