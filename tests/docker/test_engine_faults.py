@@ -22,10 +22,10 @@ from runner.sandbox.docker import DockerSandbox
 from runner.sandbox.leased import LeasedSandbox
 from runner.sandbox.steady import IN_A_ROW, Patience, SteadySandbox
 from runner.sandbox.tenants import is_gone
-from runner.trial import Ending, InputFile, OutputFile, Progress, Result, TrialSpec
+from runner.trial import Ending, Progress, Result, TrialSpec
 from tests.docker.conftest import ours, real_socket
 from tests.docker.faulty import Fault, Faults, faulty
-from tests.docker.test_sandbox import GATE, LIMITS
+from tests.docker.test_sandbox import GATE, LIMITS, gated_spec
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -67,22 +67,10 @@ def label() -> str:
 
 @pytest.fixture
 def bench(engine: DockerClient, tmp_path: Path, cpu_image: str, label: str) -> Iterator[Bench]:
-    (tmp_path / "rows.bin").write_bytes(b"the rows")
-    name, value = label.split("=")
-    spec = TrialSpec(
-        phase="train",
-        image=cpu_image,
-        command=("python3", "/in/train.py"),
-        environment=(("PATH", "/usr/bin:/bin:/usr/local/bin"), ("HOME", "/tmp")),
-        files=(InputFile(name="train.py", path=tmp_path / "train.py"),),
-        gated_files=(InputFile(name="rows.bin", path=tmp_path / "rows.bin"),),
-        outputs=(OutputFile(name="result", max_bytes=1000),),
-        limits=LIMITS,
-        labels=(("autoresearch", "1"), (name, value)),
-    )
+    spec = gated_spec(tmp_path, cpu_image, label)
     with faulty(tmp_path / "s", real_socket()) as faults:
         client = docker.DockerClient(base_url=f"unix://{tmp_path}/s", version="auto", timeout=60)
-        yield Bench(client, faults, spec, tmp_path, {name: value})
+        yield Bench(client, faults, spec, tmp_path, dict([label.split("=")]))
         client.close()
     assert ours(engine, label) == []
 

@@ -56,8 +56,8 @@ def label() -> str:
     return f"autoresearch.test={uuid.uuid4().hex}"
 
 
-@pytest.fixture
-def spec(tmp_path: Path, cpu_image: str, label: str) -> TrialSpec:
+def gated_spec(tmp_path: Path, cpu_image: str, label: str) -> TrialSpec:
+    """Of a container that runs `tmp_path`/train.py and is handed rows at its gate."""
     (tmp_path / "rows.bin").write_bytes(b"the rows")
     name, value = label.split("=")
     return TrialSpec(
@@ -71,6 +71,11 @@ def spec(tmp_path: Path, cpu_image: str, label: str) -> TrialSpec:
         limits=LIMITS,
         labels=(("autoresearch", "1"), (name, value)),
     )
+
+
+@pytest.fixture
+def spec(tmp_path: Path, cpu_image: str, label: str) -> TrialSpec:
+    return gated_spec(tmp_path, cpu_image, label)
 
 
 @pytest.fixture
